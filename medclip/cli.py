@@ -1,0 +1,49 @@
+"""`medclip VERB [hydra overrides]`: the one console command.
+
+Each verb is a module with a `main()` made by `config.verb`; nothing is imported before the verb is known, so that
+`medclip --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+VERBS = {
+    "train": "any training: continued contrastive pretraining, later MAE, probes, heads",
+    "evaluate": "evaluate one checkpoint, or several side by side: gain and forgetting in one report",
+    "export": "checkpoint -> open_clip folder (safetensors); WiSE-FT blends",
+    "demo": "the whole way on generated data (or on your own pairs), a few minutes on two CPU cores",
+}
+
+
+def usage() -> str:
+    rows = "\n".join(f"  {name:<10}{text}" for name, text in VERBS.items())
+    return (
+        "usage: medclip VERB [overrides]\n\n"
+        f"{rows}\n\n"
+        "`medclip VERB --help` lists a verb's groups and keys, `--cfg job` prints the composed config,\n"
+        "`-m` sweeps. Overrides are Hydra's: `medclip train experiment=tiny data.batch_size=64`."
+    )
+
+
+def main() -> None:
+    args = sys.argv[1:]
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(usage())
+        sys.exit(0 if args else 2)
+    name = args[0]
+    if name in ("-V", "--version"):
+        from medclip import __version__
+
+        print(f"medclip {__version__}")
+        return
+    if name not in VERBS:
+        print(f"medclip: unknown verb {name!r}: choose one of {', '.join(VERBS)}", file=sys.stderr)
+        sys.exit(2)
+    sys.argv = [f"medclip {name}", *args[1:]]
+    importlib.import_module(f"medclip.{name}").main()
+
+
+if __name__ == "__main__":
+    main()

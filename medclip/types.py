@@ -1,0 +1,109 @@
+"""The contract between data, models, losses, tasks and evaluations: batch keys, `ClipOutput`, `Preprocess`.
+
+Everything else in the house may import this file; this file imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one line: what is wrong, where, and the remedy.
+
+    Verbs print it without a traceback and exit with status 2.
+    """
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a model wants its images: the part of open_clip's `preprocess_cfg` that changes pixels.
+
+    `size` is (height, width). `mean` and `std` are per RGB channel on a 0..1 scale.
+    """
+
+    size: tuple[int, int] = (224, 224)
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
+    fill_color: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain lists and strings, safe for JSON and for `torch.load(weights_only=True)`."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Preprocess:
+        """Inverse of `as_dict`; also takes open_clip's form, where `size` may be one integer and keys may be missing."""
+        known = {k: fields[k] for k in cls.__dataclass_fields__ if fields.get(k) is not None}
+        size = known.get("size", cls.size)
+        known["size"] = (size, size) if isinstance(size, int) else tuple(size)
+        for name in ("mean", "std"):
+            if name in known:
+                known[name] = tuple(float(v) for v in known[name])
+        return replace(cls(), **known)
+
+
+class Batch(TypedDict, total=False):
+    """One step's input. Methods add keys; nobody relies on positions.
+
+    A training batch always has the full number of rows, whatever was skipped: rows from `len(batch["key"])` on are
+    blank padding, which the task drops after the towers (shapes stay static, and DDP ranks never disagree).
+    """
+
+    image: Tensor  # uint8 (b, 3, h, w) as decoded, normalised by the model on its device; or float, already normalised
+    text: Tensor  # int64 (b, context_length) token ids
+    key: list[str]  # n <= b keys of the real rows
+    meta: list[dict[str, Any]]  # metadata of the real rows, where a consumer asked for it
+    epoch: int  # epoch this batch belongs to
+    position: int  # samples of the epoch consumed by all ranks once this batch is done
+
+
+class ClipOutput(NamedTuple):
+    """What a CLIP-like model returns; unit-norm features, and the scalars as they enter the logits."""
+
+    image_features: Float[Tensor, "n d"]
+    text_features: Float[Tensor, "m d"]
+    logit_scale: Float[Tensor, ""]  # already exponentiated
+    logit_bias: Float[Tensor, ""] | None = None
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Texts to token ids, padded or cut to `context_length`."""
+
+    context_length: int
+
+    def __call__(self, texts: str | Sequence[str]) -> Tensor: ...  # int64 (n, context_length)
+
+
+@runtime_checkable
+class DualEncoder(Protocol):
+    """A CLIP as evaluations see it: two towers, and what to feed them with."""
+
+    preprocess: Preprocess
+    tokenizer: Tokenizer
+
+    def encode_image(self, image: Tensor) -> Tensor: ...  # (b, 3, h, w) uint8 or float -> unit-norm (b, d)
+
+    def encode_text(self, text: Tensor) -> Tensor: ...  # (b, context_length) -> unit-norm (b, d)
+
+    @property
+    def device(self) -> torch.device: ...
+
+
+class Sample(TypedDict, total=False):
+    """One decoded item of an evaluation set."""
+
+    image: np.ndarray  # uint8 (h, w, 3)
+    captions: list[str]
+    meta: dict[str, Any]
+    key: str
