@@ -1,0 +1,52 @@
+"""Linear warm-up, then a cosine down to `min_lr`, by optimiser steps.
+
+With w warm-up steps of T, and lr the group's own learning rate:
+
+    step t < w:  lr * (t + 1) / w
+    step t >= w: min_lr + (lr - min_lr) * (1 + cos(pi * (t - w) / (T - w))) / 2
+
+which is open_clip's schedule for `min_lr` = 0.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from medclip.types import UserError
+
+
+def lr_at(step: int, *, lr: float, total: int, warmup: int, min_lr: float) -> float:
+    """Learning rate of the `step`-th optimiser step, counted from 0."""
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def warmup_cosine(optimizer: Optimizer, total: int, *, warmup: float = 0.05, min_lr: float = 0.0) -> LambdaLR:
+    """The schedule for `total` optimiser steps; each parameter group keeps its own peak.
+
+    Args:
+        optimizer: its groups' `lr` are the peaks.
+        total: optimiser steps of the whole run.
+        warmup: steps if 1 or more, else a fraction of `total`.
+        min_lr: learning rate at the end.
+
+    Raises:
+        UserError: `warmup` or `min_lr` is out of range.
+    """
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    if warmup < 0:
+        raise UserError(f"task.schedule.warmup is {warmup}: give steps (1000) or a fraction of the run (0.05)")
+    if not 0 <= min_lr <= min(peaks):
+        raise UserError(f"task.schedule.min_lr is {min_lr}: it must lie between 0 and the learning rate {min(peaks)}")
+    steps = round(warmup if warmup >= 1 else warmup * total)
+    return LambdaLR(optimizer, [partial(_factor, lr=lr, total=total, warmup=steps, min_lr=min_lr) for lr in peaks])
+
+
+def _factor(step: int, *, lr: float, total: int, warmup: int, min_lr: float) -> float:
+    return lr_at(step, lr=lr, total=total, warmup=warmup, min_lr=min_lr) / lr
