@@ -1,0 +1,207 @@
+"""Image-caption pairs as batches that a killed run finds again: the reader, and the loader with a state.
+
+`PairReader` turns a `Ticket` (which samples, which places) into a batch, in whatever process asks: its result depends
+on the ticket alone, since every random choice (crop, caption) is drawn from (seed, epoch, place). `PairLoader` walks
+the tickets of all epochs of a run through a torch DataLoader and knows, after each batch, where the run stands. So the
+stream is the same for any number of workers, and goes on exactly where it was after a kill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from medclip.data.bad import BadSample
+from medclip.data.captions import CaptionRule
+from medclip.data.crop import RandomCrop
+from medclip.data.decode import read_image
+from medclip.data.ledger import Bad, Ledger
+from medclip.data.order import EpochOrder, Plan, Ticket
+from medclip.data.prefetch import Prefetcher
+from medclip.data.sources import Source
+from medclip.types import Batch, Preprocess, Tokenizer
+
+
+@dataclass
+class PairReader:
+    """Reads, decodes, augments and tokenises the samples of one ticket.
+
+    Args:
+        sources: random-access sources; ids number their samples one after another.
+        captions: one rule per source.
+        preprocess: the model's image size, resize mode and fill.
+        tokenizer: the model's; cuts to its context length.
+        crop: random-resized crop, or None for the model's evaluation transform.
+        seed: of crops and caption choices.
+        batch_size: rows of every batch; missing ones are blank (see `types.Batch`).
+        exact: bit-identical to open_clip's PIL transform instead of the fast path.
+        max_pixels: larger images are refused before they are decoded.
+    """
+
+    sources: Sequence[Source]
+    captions: Sequence[CaptionRule]
+    preprocess: Preprocess
+    tokenizer: Tokenizer
+    crop: RandomCrop | None
+    seed: int
+    batch_size: int
+    exact: bool = False
+    max_pixels: int = 89_000_000
+    _starts: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._starts = np.cumsum([0, *(len(source) for source in self.sources)])
+
+    def locate(self, sample: int) -> tuple[int, int]:
+        """Source number and index within it, for an id."""
+        source = int(np.searchsorted(self._starts, sample, side="right")) - 1
+        return source, int(sample - self._starts[source])
+
+    def __getitem__(self, ticket: Ticket) -> tuple[Batch, list[Bad]]:
+        height, width = self.preprocess.size
+        images = np.zeros((self.batch_size, height, width, 3), dtype=np.uint8)
+        keys: list[str] = []
+        texts: list[str] = []
+        bad: list[Bad] = []
+        for sample, place in zip(ticket.ids, ticket.places, strict=True):
+            source, index = self.locate(sample)
+            rng = np.random.default_rng([self.seed, ticket.epoch, int(place), 2])
+            key = self.sources[source].key(index)
+            try:
+                image, text = self._read(source, index, rng)
+            except BadSample as error:
+                bad.append((key, error.reason, error.detail))
+                continue
+            images[len(keys)] = image
+            keys.append(key)
+            texts.append(text)
+        tokens = torch.zeros((self.batch_size, self.tokenizer.context_length), dtype=torch.int64)
+        if texts:
+            tokens[: len(texts)] = self.tokenizer(texts)
+        batch = Batch(
+            image=torch.from_numpy(images).permute(0, 3, 1, 2),
+            text=tokens,
+            key=keys,
+            epoch=ticket.epoch,
+            position=ticket.position,
+        )
+        return batch, bad
+
+    def _read(self, source: int, index: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+        rule = self.captions[source]
+        raw = self.sources[source].read(index, want_meta=rule.needs_meta)
+        # The caption is chosen first: a sample without one is not worth decoding.
+        text = rule.pick(raw, rng, self.tokenizer)
+        image = read_image(
+            raw.image, self.preprocess, crop=self.crop, rng=rng, exact=self.exact, max_pixels=self.max_pixels
+        )
+        return image, text
+
+    def extents(self, sample: int) -> tuple[str, int, int] | None:
+        """(url, offset, length) of a sample's bytes where they lie remote."""
+        source, index = self.locate(sample)
+        return self.sources[source].extents(index)
+
+
+class PairLoader:
+    """Batches of all epochs of a run, one after another, with a state that is one place in that line.
+
+    Lightning sees the run as a single epoch of `len(loader)` batches, of which those before a resume count as done:
+    its own bookkeeping then holds whatever number of ranks or batch size the run goes on with.
+    """
+
+    def __init__(
+        self,
+        reader: PairReader,
+        order: EpochOrder,
+        plan: Plan,
+        ledger: Ledger,
+        *,
+        epochs: int = 1,
+        workers: int = 0,
+        prefetch: int = 4,
+    ) -> None:
+        self.reader = reader
+        self.order = order
+        self.plan = plan
+        self.ledger = ledger
+        self.epochs = epochs
+        self.workers = workers
+        self.prefetch = prefetch
+        self.epoch = 0
+        self.position = 0
+        self.batches = 0
+
+    def __len__(self) -> int:
+        """Batches of the whole run: those done before a resume, in whatever size they were, and those to come."""
+        if self.epoch >= self.epochs:
+            return self.batches
+        rest = self.plan.count(len(self.order), self.position)
+        return self.batches + rest + (self.epochs - self.epoch - 1) * self.plan.count(len(self.order))
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "position": self.position, "batches": self.batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch, self.position, self.batches = (int(state[k]) for k in ("epoch", "position", "batches"))
+
+    def __iter__(self) -> Iterator[Batch]:
+        prefetcher = Prefetcher(self.reader)
+        loader = DataLoader(
+            self.reader,  # pyright: ignore[reportArgumentType]  # anything with __getitem__ serves
+            sampler=_Tickets(self.order, self.plan, self.epochs, self.epoch, self.position, prefetcher),  # pyright: ignore
+            batch_size=None,
+            num_workers=self.workers,
+            prefetch_factor=self.prefetch if self.workers else None,
+            collate_fn=_as_is,
+            worker_init_fn=_one_thread,
+            pin_memory=torch.cuda.is_available(),
+        )
+        try:
+            for batch, bad in loader:
+                self.ledger.add(bad, seen=len(batch["key"]) + len(bad))
+                # The state moves before the batch is handed out: whoever saves does so after training on it.
+                self.epoch, self.position = batch["epoch"], batch["position"]
+                self.batches += 1
+                if self.plan.count(len(self.order), self.position) == 0:
+                    self.epoch, self.position = self.epoch + 1, 0
+                yield batch
+        finally:
+            prefetcher.close()
+        self.ledger.check(final=True)
+
+
+@dataclass
+class _Tickets:
+    """Sampler over the tickets of all epochs left; runs in the main process, ahead of the workers."""
+
+    order: EpochOrder
+    plan: Plan
+    epochs: int
+    epoch: int
+    position: int
+    prefetcher: Prefetcher
+
+    def __iter__(self) -> Iterator[Ticket]:
+        position = self.position
+        for epoch in range(self.epoch, self.epochs):
+            for ticket in self.plan.tickets(self.order, epoch, position):
+                self.prefetcher.want(ticket.ids)
+                yield ticket
+            position = 0
+
+
+def _as_is(item: Any) -> Any:
+    return item
+
+
+def _one_thread(worker: int) -> None:
+    """Workers are the parallelism; library threads inside them would only fight."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)

@@ -1,0 +1,61 @@
+"""`medclip train`: compose, instantiate, fit. What is trained is the config's business.
+
+The run folder holds `config.yaml`, `checkpoints/`, `metrics.csv` and `skipped.jsonl`. `resume=auto` goes on from the
+last checkpoint of the run folder (or starts afresh when there is none yet), `resume=PATH` from that file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from medclip.config import output_folder, verb
+from medclip.types import UserError
+
+
+def train(cfg: DictConfig) -> pl.Trainer:
+    """Run one training from a composed config and return its trainer.
+
+    Raises:
+        UserError: whatever the user can mend: data, model, output folder, checkpoint.
+    """
+    folder = output_folder(cfg, resume=cfg.resume is not None)
+    # Everything below interpolates `output`; a sweep's job has got a folder of its own.
+    OmegaConf.update(cfg, "output", str(folder))
+    checkpoint = find_checkpoint(cfg.resume, folder)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    torch.set_float32_matmul_precision(cfg.matmul_precision)
+    task: pl.LightningModule = instantiate(cfg.task)
+    data: pl.LightningDataModule = instantiate(cfg.data)
+    callbacks = list(instantiate(cfg.callbacks).values())
+    loggers = list(instantiate(cfg.logger).values())
+    trainer: pl.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
+    trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    return trainer
+
+
+def find_checkpoint(resume: str | None, folder: Path) -> str | None:
+    """The checkpoint to go on from: None for a new run.
+
+    Raises:
+        UserError: a named checkpoint does not exist.
+    """
+    if resume is None:
+        return None
+    if resume == "auto":
+        last = folder / "checkpoints" / "last.ckpt"
+        return str(last) if last.is_file() else None
+    path = Path(resume).expanduser()
+    if not path.is_file():
+        raise UserError(f"resume={resume}: no such checkpoint (resume=auto takes the run folder's last one)")
+    return str(path)
+
+
+main = verb("train")(train)
+
+if __name__ == "__main__":
+    main()
