@@ -1,0 +1,33 @@
+"""Files below a folder, by names that are not trusted: nothing outside is read, whatever `..` and links say."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from medclip.data.bad import BadSample
+
+
+def read_inside(root: str, name: str) -> bytes:
+    """Content of the regular file `name` below `root` (an absolute path with links resolved).
+
+    Raises:
+        BadSample: it is missing, unreadable, or not inside `root`.
+    """
+    try:
+        path = os.path.realpath(os.path.join(root, name))  # noqa: PTH118  # an absolute name replaces root, and fails below
+        if os.path.commonpath([root, path]) != root:
+            raise BadSample("unsafe path", f"{name} leads out of {root}: set image_root to a folder that holds it")
+        # Without waiting for a writer, should it be a pipe.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise BadSample("missing image", f"{name} is not in {root}") from None
+    except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
+        raise BadSample("read error", f"{name}: {error}") from None
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise BadSample("missing image", f"{name} is no regular file")
+        try:
+            return file.read()
+        except OSError as error:
+            raise BadSample("read error", f"{name}: {error}") from None

@@ -1,0 +1,189 @@
+"""Which samples of a source are in: filter, split by group, keep-list; all by number, none by reading images.
+
+Reading the metadata of millions of samples takes long, so the result is kept on disk under the source's fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medclip.data.bad import BadSample
+from medclip.data.filters import Filter, has_field, lookup
+from medclip.data.index import fingerprint, load_arrays, save_arrays
+from medclip.data.progress import track
+from medclip.data.raw import Source
+from medclip.types import UserError
+
+_log = logging.getLogger(__name__)
+_STEP = 512  # samples a thread takes at a time
+_UNREAD = -2
+
+
+def apply_filter(source: Source, text: str, folder: Path) -> Source:
+    """The samples for which the expression holds.
+
+    Raises:
+        UserError: a bad expression, a field that no sample has, or nothing is left.
+    """
+    keep = Filter(text)
+
+    def judge(fields: Mapping[str, Any]) -> int:
+        # Bit 0: stays; then one bit for every name that this sample has.
+        return keep(fields) | sum(2 << n for n, name in enumerate(sorted(keep.names)) if has_field(fields, name))
+
+    verdicts = _kept(source, f"filter {keep.text}", folder, judge)
+    for number, name in enumerate(sorted(keep.names)):
+        if not np.any((verdicts >= 0) & (verdicts & (2 << number) > 0)):
+            raise UserError(f"filter of source {source.name}: no sample has the field {name!r}; {there_are(source)}")
+    mask = (verdicts >= 0) & (verdicts & 1 == 1)
+    if not mask.any():
+        raise UserError(
+            f"source {source.name} is empty: none of its {len(source)} samples passes the filter {keep.text!r}"
+        )
+    return source.select(mask)
+
+
+def apply_split(source: Source, config: Mapping[str, Any], folder: Path) -> Source:
+    """One part of a split in which no group is in two parts.
+
+    The part is a hash of the group's value alone, so it does not change when samples are added or reordered; the share
+    of groups is therefore `fraction` only on average.
+
+    Args:
+        source: to split.
+        config: {by: field of the group (or `key`), part: train | test, fraction: of the groups in `test`, seed}.
+        folder: where the result is kept.
+
+    Raises:
+        UserError: an unknown option, no such field, or an empty part.
+    """
+    if unknown := set(config) - {"by", "part", "fraction", "seed"}:
+        raise UserError(f"split has unknown keys {sorted(unknown)}: use by, part, fraction and seed")
+    by, part = config.get("by", "key"), config.get("part", "train")
+    fraction, seed = float(config.get("fraction", 0.2)), int(config.get("seed", 0))
+    if part not in ("train", "test") or not 0 < fraction < 1:
+        raise UserError(f"split {dict(config)}: part is train or test, fraction between 0 and 1")
+
+    def place(fields: Mapping[str, Any]) -> int:
+        # 0: no such field; else where the group's hash falls, from 1 on.
+        value = lookup(fields, by)
+        return 0 if value is None else 1 + _hash(f"{seed}:{value}")
+
+    places = _kept(source, f"split {by} {seed}", folder, place)
+    if count := int((places == 0).sum()):
+        raise UserError(
+            f"split of source {source.name}: {count} of {len(source)} samples have no {by!r}; {there_are(source)}"
+        )
+    test = places - 1 < fraction * 2.0**62
+    mask = (places > 0) & (test if part == "test" else ~test)
+    if not mask.any():
+        raise UserError(
+            f"source {source.name} is empty: none of its {len(source)} samples falls into part {part} by {by!r}"
+        )
+    return source.select(mask)
+
+
+def apply_keep(source: Source, path: str) -> Source:
+    """The samples whose key is in a list: parquet (column `key`), .npy or .txt (one a line).
+
+    Raises:
+        UserError: an unreadable list, or none of its keys is there.
+    """
+    wanted = read_keys(path)
+    # Compared by 64-bit hash: for 24 M keys against 24 M a chance of 3e-5 that a single sample too many gets in.
+    listed = np.unique(np.fromiter(map(hash, wanted), np.int64, len(wanted)))
+    there = np.fromiter((hash(source.key(i)) for i in range(len(source))), np.int64, len(source))
+    mask = np.isin(there, listed)
+    if not mask.any():
+        raise UserError(
+            f"source {source.name} is empty: none of its {len(source)} samples is among the {len(wanted)} keys of {path} "
+            f"(keys look like {source.key(0)!r} here and {wanted[0] if wanted else ''!r} there)"
+        )
+    if missing := len(listed) - len(np.unique(there[mask])):
+        _log.warning("source %s: %d of the %d keys of %s are not in it", source.name, missing, len(listed), path)
+    return source.select(mask)
+
+
+def read_keys(path: str) -> list[str]:
+    """Keys of a keep-list.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        match Path(path).suffix:
+            case ".parquet":
+                import pandas as pd
+
+                return [str(key) for key in pd.read_parquet(path, columns=["key"])["key"]]
+            case ".npy":
+                return [str(key) for key in np.load(path, allow_pickle=False).ravel()]
+            case ".txt":
+                return [line for line in Path(path).read_text("utf-8").split("\n") if line]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"cannot read keep-list {path} ({str(error)[:120]}): give a parquet with a column `key`, or .npy"
+        ) from error
+    raise UserError(f"keep-list {path} has an unknown ending: use .parquet (column `key`), .npy or .txt")
+
+
+def there_are(source: Source) -> str:
+    """The fields of the first readable sample, for messages."""
+    for i in range(min(len(source), 20)):
+        try:
+            return "the fields are: " + ", ".join(_names(source.fields(i)))
+        except BadSample:
+            continue
+    return "no metadata could be read"
+
+
+def _names(fields: Mapping[str, Any], prefix: str = "") -> list[str]:
+    names = []
+    for name, value in fields.items():
+        names += _names(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else [prefix + name]
+    return names
+
+
+def _kept(source: Source, question: str, folder: Path, answer: Callable[[Mapping[str, Any]], int]) -> np.ndarray:
+    """int64 (n,): `answer` (at least 0) for the fields of every sample, from disk if asked before.
+
+    -1 stands where the metadata is broken; these samples are added to the source's problems.
+    """
+    path = folder / f"{fingerprint([source.fingerprint(), question])}.mask.npz"
+    found = load_arrays(path)
+    if found is not None and len(found["answers"]) == len(source):
+        answers = found["answers"]
+    else:
+
+        def some(start: int) -> list[int]:
+            return [_answer(source, i, answer) for i in range(start, min(start + _STEP, len(source)))]
+
+        starts = range(0, len(source), _STEP)
+        # Threads, since the time goes to storage; parsing takes about 0.1 ms for a whole article.
+        with ThreadPoolExecutor(16) as pool:
+            parts = list(track(pool.map(some, starts), len(starts), f"reading metadata of {source.name}"))
+        answers = np.array([value for part in parts for value in part], dtype=np.int64)
+        if not np.any(answers == _UNREAD):  # an outage must not be remembered
+            save_arrays(path, answers=answers)
+    for i in np.flatnonzero(answers < 0):
+        source.problems.append((source.key(int(i)), "broken metadata", "needed for a filter or split"))
+    return answers
+
+
+def _answer(source: Source, i: int, answer: Callable[[Mapping[str, Any]], int]) -> int:
+    try:
+        return answer(source.fields(i))
+    except BadSample as failure:
+        return _UNREAD if failure.reason == "read error" else -1
+
+
+def _hash(text: str) -> int:
+    """62 bits of a hash that is the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 2

@@ -1,0 +1,134 @@
+"""Sources are data, not code: a list of mappings in a config becomes random-access sources.
+
+    data.sources:
+      - {urls: "shards/{00000..00099}.tar", weight: 1, filter: '"Microscopy" in primary_label', caption: {field: txt}}
+      - {table: pairs.jsonl, split: {by: case, part: train}}
+      - {folder: images/, caption: false}
+
+Keys of one: exactly one of `urls` (shards), `table` or `folder`; and, all optional,
+
+| key | meaning |
+|---|---|
+| `name` | in messages and reports |
+| `weight` | passes over this source in one epoch (1) |
+| `caption` | see `captions.CaptionRule`: a field's name, `{field \\| fields, choose, fit}`, or false |
+| `filter` | see `filters` |
+| `split` | `{by: case, part: train \\| test, fraction: 0.2, seed: 0}`; a group is never in two parts |
+| `keep` | keep-list: .parquet (column `key`), .npy or .txt |
+| `image_root`, `columns`, `header` | tables only: folder of the images, names of the columns (`image`, `text`, `key`) |
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medclip.data import cache as caches
+from medclip.data import index as indexes
+from medclip.data.captions import CaptionRule
+from medclip.data.folders import open_folder
+from medclip.data.raw import RawSample, Source
+from medclip.data.selection import apply_filter, apply_keep, apply_split
+from medclip.data.shards import ShardSource
+from medclip.data.storage import Storage, expand, is_local
+from medclip.data.tables import open_table
+from medclip.types import UserError
+
+__all__ = ["RawSample", "Source", "open_sources", "open_storage"]
+
+_KINDS = ("urls", "table", "folder")
+_OF_TABLES = ("image_root", "columns", "header")
+_KEYS = (*_KINDS, "name", "weight", "caption", "filter", "split", "keep", *_OF_TABLES)
+
+
+def open_sources(
+    configs: Sequence[Mapping[str, Any]],
+    *,
+    index: str | Path | None = None,
+    storage: Storage | None = None,
+    **options: Any,
+) -> list[Source]:
+    """Open every source: index its shards, then filter, split and keep.
+
+    Args:
+        configs: one mapping a source, see above.
+        index: folder for tar indexes and filter results; None for the user's cache folder.
+        storage: reads the bytes; None makes one from `options`.
+        **options: of `open_storage`.
+
+    Raises:
+        UserError: whatever in a config does not fit, or a source is empty.
+    """
+    storage = storage or open_storage(**options)
+    folder = Path(index).expanduser() if index is not None else indexes.default_folder()
+    return [_open(config, storage, folder) for config in configs]
+
+
+def open_storage(cache: Mapping[str, Any] | bool | None = None, **options: Any) -> Storage:
+    """Storage with the settings of a config.
+
+    Args:
+        cache: disk cache of remote shards: `{folder, max_gb, block_mb}`, or false for none.
+        **options: of `Storage`: tries, backoff, timeout.
+
+    Raises:
+        UserError: an unknown setting, or a cache folder that cannot be written.
+    """
+    if unknown := set(options) - {"tries", "backoff", "timeout"}:
+        raise UserError(
+            f"data.storage has unknown keys {sorted(unknown)}: use cache, index, tries, backoff and timeout"
+        )
+    if cache is False:
+        return Storage(None, **options)
+    settings = dict(cache) if isinstance(cache, Mapping) else {}
+    if unknown := set(settings) - {"folder", "max_gb", "block_mb"}:
+        raise UserError(f"data.storage.cache has unknown keys {sorted(unknown)}: use folder, max_gb and block_mb")
+    folder = Path(settings["folder"]).expanduser() if settings.get("folder") else caches.default_folder()
+    block = int(float(settings.get("block_mb", 4)) * (1 << 20))
+    return Storage(caches.BlockCache(folder, float(settings.get("max_gb", 20)), block), **options)
+
+
+def _open(config: Mapping[str, Any], storage: Storage, folder: Path) -> Source:
+    kinds = [kind for kind in _KINDS if config.get(kind) is not None]
+    if unknown := set(config) - set(_KEYS):
+        raise UserError(f"a source has unknown keys {sorted(map(str, unknown))}: use {', '.join(_KEYS)}")
+    if len(kinds) != 1:
+        raise UserError(
+            f"a source needs exactly one of urls, table and folder, this one has {kinds or 'none'}: {dict(config)}"
+        )
+    kind = kinds[0]
+    target = config[kind]
+    name = str(config.get("name") or _name(target))
+    if kind != "table" and (unfit := [key for key in _OF_TABLES if config.get(key) is not None]):
+        raise UserError(f"source {name}: {', '.join(unfit)} belongs to tables, this one has {kind}")
+    try:
+        weight = float(config.get("weight", 1))
+    except (TypeError, ValueError):
+        weight = -1.0
+    if not 0 < weight < 1e6:
+        raise UserError(f"source {name}: weight is {config.get('weight')!r}, not a positive number")
+    caption = CaptionRule.parse(config.get("caption"))
+    if kind == "urls":
+        shards = indexes.index_shards(storage, expand(target), folder)
+        source: Source = ShardSource.open(name, storage, shards, caption, weight)
+    elif kind == "table":
+        options = {key: config[key] for key in _OF_TABLES if config.get(key) is not None}
+        source = open_table(name, str(target), caption, weight, **options)
+    else:
+        source = open_folder(name, str(target), caption, weight)
+    if config.get("filter"):
+        source = apply_filter(source, str(config["filter"]), folder)
+    if config.get("split"):
+        source = apply_split(source, config["split"], folder)
+    if config.get("keep"):
+        source = apply_keep(source, str(config["keep"]))
+    return source
+
+
+def _name(target: str | Sequence[str]) -> str:
+    """A short name: the last folder and file of the first URL."""
+    first = target if isinstance(target, str) else str(target[0]) if target else "empty"
+    first = first.split("::")[0]
+    return "/".join(first.rstrip("/").split("/")[-2:]) if not is_local(first) else os.path.relpath(first)

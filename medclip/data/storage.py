@@ -1,0 +1,276 @@
+"""Where bytes lie: names of shards to URLs, and ranges of bytes from any of them.
+
+Local files are read with `pread`, http(s) and `hf://` with range requests, everything else (`s3://`, `gs://`,
+`memory://`) through fsspec. Remote bytes pass a size-capped disk cache that all processes of a node share. A `Storage`
+holds no open handle when it is pickled or forked.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from braceexpand import UnbalancedBracesError, braceexpand
+
+from medclip.data.bad import BadSample
+from medclip.data.cache import BlockCache
+from medclip.data.http import get_range, get_size, public
+from medclip.data.retry import GiveUp, TryAgain, retry
+from medclip.types import UserError
+
+_OPEN_FILES = 32
+_local = threading.local()
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Size in bytes, and a tag that changes when the content does."""
+
+    size: int
+    tag: str
+
+
+def is_local(url: str) -> bool:
+    return "://" not in url or url.startswith("file://")
+
+
+def local_path(url: str) -> str:
+    return os.path.expanduser(url.removeprefix("file://"))  # noqa: PTH111  # millions of calls, and `//` must survive
+
+
+@dataclass
+class Storage:
+    """Reads ranges of bytes.
+
+    Args:
+        cache: disk cache for remote bytes; None reads them from the network every time.
+        tries: attempts at a remote read before it counts as failed.
+        backoff: seconds; attempt k is followed by a wait of up to `backoff * 2^k`, or what the server asks for.
+        timeout: seconds without an answer after which an attempt has failed.
+    """
+
+    cache: BlockCache | None = None
+    tries: int = 8
+    backoff: float = 0.25
+    timeout: float = 30.0
+    _stats: dict[str, Stat] = field(default_factory=dict, repr=False)
+
+    def stat(self, url: str) -> Stat:
+        """Size and tag of `url`; asked once per process.
+
+        Raises:
+            UserError: it does not exist or cannot be read.
+        """
+        if (known := self._stats.get(url)) is not None:
+            return known
+        try:
+            self._stats[url] = found = self._stat(url)
+        except GiveUp as failure:
+            raise UserError(f"cannot open {public(url)}: {failure}") from failure
+        return found
+
+    def read(self, url: str, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes from `offset` on.
+
+        Raises:
+            BadSample: "read error", after all attempts.
+        """
+        try:
+            if is_local(url):
+                return _pread(local_path(url), offset, length)
+            if self.cache is None:
+                return self._fetch(url, offset, length)
+            stat = self.stat(url)
+            return self.cache.read(url, stat.tag, stat.size, offset, length, self._fetch)
+        except (GiveUp, UserError) as failure:
+            raise BadSample("read error", f"{public(url)} at byte {offset}: {failure}") from failure
+
+    def prefetch(self, url: str, offset: int, length: int) -> None:
+        """Bring remote bytes into the cache; does nothing for local files or without a cache. Failures are left to `read`."""
+        if self.cache is None or is_local(url):
+            return
+        try:
+            stat = self.stat(url)
+            self.cache.fill(url, stat.tag, stat.size, offset, length, self._fetch)
+        except (GiveUp, UserError, OSError):
+            return
+
+    def read_all(self, url: str) -> bytes:
+        """A whole (small) file, past the cache.
+
+        Raises:
+            UserError: it does not exist or cannot be read.
+        """
+        size = self.stat(url).size
+        try:
+            if is_local(url):
+                return _pread(local_path(url), 0, size)
+            return self._fetch(url, 0, size) if size else b""
+        except GiveUp as failure:
+            raise UserError(f"cannot read {public(url)}: {failure}") from failure
+
+    def fetch(self, url: str, offset: int, length: int) -> bytes:
+        """As `read`, past the cache: for reads so sparse that whole blocks would be waste."""
+        try:
+            return _pread(local_path(url), offset, length) if is_local(url) else self._fetch(url, offset, length)
+        except GiveUp as failure:
+            raise BadSample("read error", f"{public(url)} at byte {offset}: {failure}") from failure
+
+    def _stat(self, url: str) -> Stat:
+        if is_local(url):
+            try:
+                found = Path(local_path(url)).stat()
+            except OSError as error:
+                raise GiveUp(error.strerror or "unreadable") from error
+            return Stat(found.st_size, str(found.st_mtime_ns))
+        target = _over_http(url)
+        if target is not None:
+            return Stat(*self._retry(lambda: get_size(target, self.timeout)))
+        return self._retry(lambda: _remote(url, _info))
+
+    def _fetch(self, url: str, offset: int, length: int) -> bytes:
+        if length == 0:
+            return b""
+        target = _over_http(url)
+        if target is not None:
+            return self._retry(lambda: get_range(target, offset, length, self.timeout))
+
+        def attempt(fs: Any, path: str) -> bytes:
+            body = fs.cat_file(path, start=offset, end=offset + length)
+            if len(body) != length:
+                raise TryAgain(f"short answer: {len(body)} of {length} bytes")
+            return body
+
+        return self._retry(lambda: _remote(url, attempt))
+
+    def _retry(self, attempt: Callable[[], Any]) -> Any:
+        return retry(attempt, tries=self.tries, backoff=self.backoff)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__.copy()
+
+
+def expand(urls: str | Sequence[str]) -> list[str]:
+    """Shard URLs that a config's `urls` stands for, in order.
+
+    Takes one string or a list; each may join several by `::`, hold brace ranges (`{00000..00099}`), a glob, or name a
+    folder (all its `.tar` files).
+
+    Raises:
+        UserError: something in it matches no file.
+    """
+    given = [urls] if isinstance(urls, str) else list(urls)
+    found: list[str] = []
+    for text in given:
+        for part in str(text).split("::"):
+            if part.startswith("pipe:"):
+                raise UserError(f"{part!r} is a pipe, which cannot be read at random: give its URL (s3://…, https://…)")
+            try:
+                names = list(braceexpand(part))
+            except (UnbalancedBracesError, ValueError) as error:
+                raise UserError(
+                    f"bad brace range in {part!r} ({error}): write e.g. shards/{{00000..00099}}.tar"
+                ) from error
+            for name in names:
+                matches = _match(name)
+                if not matches:
+                    raise UserError(f"no shard matches {public(name)}: check the path (relative to {Path.cwd()})")
+                found += matches
+    if not found:
+        raise UserError("no shard matches: `urls` is empty")
+    return found
+
+
+def _match(name: str) -> list[str]:
+    if is_local(name):
+        path = local_path(name)
+        if Path(path).is_dir():
+            return sorted(glob.glob(os.path.join(glob.escape(path), "*.tar")))  # noqa: PTH118, PTH207
+        if Path(path).is_file():  # before globbing: names may hold brackets
+            return [path]
+        return sorted(p for p in glob.glob(path, recursive=True) if Path(p).is_file())  # noqa: PTH207
+    if not glob.has_magic(name.split("?")[0] if name.startswith("http") else name):
+        return [name]
+    if name.startswith(("http://", "https://")):
+        raise UserError(
+            f"{public(name)}: https has no listing to match `*` against; write a brace range {{00000..00099}}"
+        )
+    try:
+        return _remote(name, lambda fs, path: sorted(fs.unstrip_protocol(p) for p in fs.glob(path)))
+    except (GiveUp, TryAgain) as failure:
+        raise UserError(f"cannot list {public(name)}: {failure}") from failure
+
+
+def _over_http(url: str) -> str | None:
+    """The http(s) address of `url` if it has one; `hf://` files are plain https with a token."""
+    if url.startswith(("http://", "https://")):
+        return url
+    if not url.startswith("hf://"):
+        return None
+    pieces = url.removeprefix("hf://").split("/")
+    kind = pieces.pop(0) + "/" if pieces[0] in ("datasets", "spaces") else ""
+    if len(pieces) < 3:
+        raise GiveUp("write hf://datasets/OWNER/NAME[@REVISION]/PATH")
+    name, _, revision = pieces[1].partition("@")
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    return f"{endpoint}/{kind}{pieces[0]}/{name}/resolve/{revision or 'main'}/{'/'.join(pieces[2:])}"
+
+
+def _remote(url: str, use: Callable[[Any, str], Any]) -> Any:
+    """`use(filesystem, path)` with fsspec's failures sorted into those that may pass and those that will not."""
+    try:
+        # Looked up each time: fsspec keeps instances per process and renews them after a fork.
+        fs, path = fsspec.core.url_to_fs(url)
+        return use(fs, path)
+    except ImportError as error:
+        raise UserError(
+            f"reading {public(url)} needs a package more: pip install 'medclip-adapt[cloud]' ({error})"
+        ) from error
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise GiveUp(f"{type(error).__name__}") from error
+    except (TryAgain, GiveUp):
+        raise
+    except Exception as error:  # each backend has exceptions of its own
+        # An unknown protocol and missing credentials do not heal with time.
+        kind = type(error).__name__
+        if isinstance(error, ValueError) or "Credential" in kind or "Auth" in kind:
+            raise GiveUp(f"{kind}: {str(error)[:120]}") from error
+        raise TryAgain(f"{kind}") from error
+
+
+def _info(fs: Any, path: str) -> Stat:
+    info = fs.info(path)
+    tag = next((info[k] for k in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created") if info.get(k)), "")
+    return Stat(int(info["size"]), str(tag))
+
+
+def _pread(path: str, offset: int, length: int) -> bytes:
+    """From a small set of open files per thread, so that no other thread closes the one being read."""
+    files: OrderedDict[str, int] | None = getattr(_local, "files", None)
+    if files is None:
+        files = _local.files = OrderedDict()
+    try:
+        descriptor = files.get(path)
+        if descriptor is None:
+            if len(files) >= _OPEN_FILES:
+                os.close(files.popitem(last=False)[1])
+            descriptor = files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        else:
+            files.move_to_end(path)
+        pieces = []
+        while length > 0:
+            piece = os.pread(descriptor, length, offset)  # reads 2 GiB at most
+            if not piece:
+                raise GiveUp("the file ends early: it changed since it was indexed")
+            pieces.append(piece)
+            offset, length = offset + len(piece), length - len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    except OSError as error:
+        raise GiveUp(error.strerror or "unreadable") from error

@@ -1,0 +1,214 @@
+"""Tables as sources: a CSV, TSV, JSONL, JSON or parquet file that names images and captions.
+
+Each row of a table is kept as its JSON text, in one blob. Columns are found by their usual names (ROCO: `name`, `caption`;
+ROCOv2: `ID`, `Caption`; PMC-OA: `image`, `caption`) or named in the config. A table is not trusted: its image paths must
+end up inside the image root, after every `..` and symbolic link.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pandas as pd
+
+from medclip.data.bad import BadSample
+from medclip.data.captions import CaptionRule
+from medclip.data.index import digest, fingerprint
+from medclip.data.inside import read_inside
+from medclip.data.packed import Packed
+from medclip.data.raw import RawSample
+from medclip.data.shards import parse_json
+from medclip.types import UserError
+
+_IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_path", "file_name", "filename", "path", "name", "ID")
+_CAPTION_COLUMNS = ("caption", "Caption", "text", "captions", "title")
+_KEY_COLUMNS = ("key", "id", "ID", "uid")
+Problems = list[tuple[str, str, str]]
+
+
+@dataclass(frozen=True)
+class TableSource:
+    """Rows of a table with the images they name.
+
+    Args:
+        name: in messages and reports.
+        root: absolute folder, links resolved, that every image must lie in.
+        table: one JSON object a row.
+        keys: one a row.
+        rows: int64, numbers of the rows that are in.
+        image: column of the image's path relative to `root`.
+        text: column of the caption, or None.
+        caption: how captions are made.
+        weight: passes per epoch.
+        problems: (key, reason, detail) of rows left out.
+    """
+
+    name: str
+    root: str
+    table: Packed
+    keys: Packed
+    rows: np.ndarray
+    image: str
+    text: str | None
+    caption: CaptionRule = field(default_factory=CaptionRule)
+    weight: float = 1.0
+    problems: Problems = field(default_factory=list)
+
+    @property
+    def chunks(self) -> np.ndarray:
+        return np.arange(len(self.rows), dtype=np.int64)  # files lie where they lie: a row is read by itself
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def key(self, i: int) -> str:
+        return self.keys[int(self.rows[i])]
+
+    def read(self, i: int, *, want_meta: bool = False) -> RawSample:
+        meta = self._row(i)
+        name = str(meta[self.image])
+        data = read_inside(self.root, name)
+        return RawSample(self.key(i), data, self._text(meta, name), meta)
+
+    def fields(self, i: int) -> dict[str, Any]:
+        meta = self._row(i)
+        return {"key": self.key(i), "caption": self._text(meta, str(meta[self.image]))} | meta
+
+    def extents(self, i: int) -> tuple[str, int, int] | None:
+        return None
+
+    def select(self, rows: np.ndarray) -> TableSource:
+        return replace(self, rows=self.rows[rows])
+
+    def fingerprint(self) -> str:
+        return fingerprint([self.root, digest(self.table.blob), digest(self.rows)])
+
+    def _row(self, i: int) -> dict[str, Any]:
+        return parse_json(self.table.bytes(int(self.rows[i])))
+
+    def _text(self, meta: Mapping[str, Any], image: str) -> str | None:
+        if self.text is None:
+            return None
+        value = meta.get(self.text)
+        return None if value is None else str(value)
+
+
+def open_table(
+    name: str,
+    path: str,
+    caption: CaptionRule,
+    weight: float = 1.0,
+    *,
+    image_root: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    header: Sequence[str] | None = None,
+) -> TableSource:
+    """A table as a source; every row becomes one sample.
+
+    Args:
+        name: of the source.
+        path: .csv, .tsv, .txt (tab-separated), .jsonl, .json (a list) or .parquet.
+        caption: how captions are made.
+        weight: passes per epoch.
+        image_root: folder that the image paths are relative to; the table's own folder if None.
+        columns: {image, text, key}: which columns these are, where their names are not the usual ones.
+        header: column names of a CSV or TSV without a header line.
+
+    Raises:
+        UserError: an unreadable table, no such column, or no usable row.
+    """
+    columns = dict(columns or {})
+    if unknown := set(columns) - {"image", "text", "key"}:
+        raise UserError(f"source {name}: columns has unknown keys {sorted(unknown)}: use image, text and key")
+    root = os.path.realpath(Path(image_root).expanduser() if image_root else Path(path).expanduser().parent)
+    if not Path(root).is_dir():
+        raise UserError(f"source {name}: image folder {root} is not there: set image_root")
+    problems: Problems = []
+    kept: list[bytes] = []
+    keys: list[str] = []
+    image = text = key = None
+    for number, raw in enumerate(_rows(Path(path).expanduser(), header), 1):
+        try:
+            row = parse_json(raw)
+        except BadSample as failure:
+            problems.append((f"row {number}", failure.reason, failure.detail))
+            continue
+        if image is None:
+            image = _column(name, row, columns.get("image"), _IMAGE_COLUMNS, "image")
+            key = _column(name, row, columns.get("key"), _KEY_COLUMNS)
+            text = _column(name, row, columns.get("text"), _CAPTION_COLUMNS, "text" if caption.needs_text else None)
+        value = row.get(image)
+        label = str((row.get(key) if key else None) or value or f"row {number}")
+        if not isinstance(value, str) or not value:
+            problems.append((label, "missing image", f"row {number} has no {image}"))
+        elif caption.needs_text and row.get(text or "") is None:
+            problems.append((label, "missing caption", f"row {number} has no {text}"))
+        else:
+            kept.append(raw)
+            keys.append(label)
+    if not kept or image is None:
+        raise UserError(f"source {name}: table {path} has no usable row ({len(problems)} are bad): check its columns")
+    table = Packed.of(kept)
+    return TableSource(name, root, table, Packed.of(keys), np.arange(len(kept)), image, text, caption, weight, problems)
+
+
+def _column(
+    source: str, row: Mapping[str, Any], given: str | None, usual: Sequence[str], needed: str | None = None
+) -> str | None:
+    """The column that was named, else the first of the usual ones; an error if there is none but one is `needed`."""
+    if given is not None and given not in row:
+        raise UserError(f"source {source}: no column {given!r}; the columns are: {', '.join(row)}")
+    found = given or next((name for name in usual if name in row), None)
+    if found is None and needed is not None:
+        raise UserError(
+            f"source {source}: no column for the {needed}; the columns are: {', '.join(row)}: set columns.{needed}"
+        )
+    return found
+
+
+def _rows(path: Path, header: Sequence[str] | None) -> Iterator[bytes]:
+    """Each row as JSON text."""
+    try:
+        match path.suffix.lower():
+            case ".jsonl" | ".ndjson":
+                with path.open("rb") as file:
+                    yield from (line.strip().removeprefix(b"\xef\xbb\xbf") for line in file if line.strip())
+            case ".json":
+                rows = orjson.loads(path.read_bytes())
+                if not isinstance(rows, list):
+                    raise ValueError(f"a JSON {type(rows).__name__}, not a list of rows")
+                yield from map(orjson.dumps, rows)
+            case ".parquet":
+                yield from _json_rows(pd.read_parquet(path))
+            case ".csv" | ".tsv" | ".txt":
+                separator = "," if path.suffix.lower() == ".csv" else "\t"
+                names: Any = list(header) if header else None
+                frame = pd.read_csv(
+                    path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", names=names
+                )
+                yield from _json_rows(frame.apply(_typed))
+            case ending:
+                raise ValueError(f"unknown ending {ending!r}: use .csv, .tsv, .jsonl, .json or .parquet")
+    except (OSError, ValueError) as error:  # pandas' and pyarrow's errors are ValueErrors
+        raise UserError(f"cannot read table {path}: {str(error).strip()[:160]}") from error
+
+
+def _json_rows(frame: pd.DataFrame) -> Iterator[bytes]:
+    for start in range(0, len(frame), 10_000):
+        lines = frame.iloc[start : start + 10_000].to_json(orient="records", lines=True, force_ascii=False)
+        yield from lines.encode().splitlines()
+
+
+def _typed(column: pd.Series) -> pd.Series:
+    """Numbers where all values are numbers, so that filters compare them as such; text where one has a leading zero."""
+    filled = column[column != ""]
+    numbers = pd.to_numeric(filled, errors="coerce")
+    if not len(filled) or numbers.isna().any() or filled.str.match(r"^[-+]?0\d").any():
+        return column.where(column != "", None)
+    return numbers.reindex(column.index)
