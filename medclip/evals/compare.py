@@ -1,0 +1,80 @@
+"""Checkpoints side by side: every metric with its interval, and against the base the paired difference and verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from medclip.evals.bootstrap import Bootstrap, Difference, Estimate, difference, draws, interval
+from medclip.evals.result import LOWER_IS_BETTER, Result
+from medclip.types import UserError
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One metric of one evaluation: by checkpoint, and for all but the first its difference to the first."""
+
+    metric: str
+    chance: float | None
+    estimates: dict[str, Estimate]
+    differences: dict[str, Difference]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One evaluation of all checkpoints; the first is the base. `results` holds each one's own."""
+
+    name: str
+    results: dict[str, Result]
+    rows: list[MetricRow]
+    samples: int
+    groups: int
+
+    @property
+    def any_result(self) -> Result:
+        """For what is the same for every checkpoint: role, task, chance, sizes."""
+        return next(iter(self.results.values()))
+
+    @property
+    def headline(self) -> list[MetricRow]:
+        return [row for row in self.rows if row.metric in self.any_result.headline]
+
+
+def compare(name: str, results: Mapping[str, Result], settings: Bootstrap) -> Comparison:
+    """Compare the results of one evaluation, checkpoint name -> result, base first.
+
+    Raises:
+        UserError: the checkpoints were not judged on the same samples, so that nothing can be paired.
+    """
+    base, *others = results
+    outcomes = results[base].outcomes
+    for other in others:
+        if results[other].outcomes.keys != outcomes.keys or results[other].outcomes.groups != outcomes.groups:
+            raise UserError(
+                f"evaluation {name!r} saw other samples for {other!r} ({len(results[other].outcomes.keys)}) than for "
+                f"{base!r} ({len(outcomes.keys)}): evaluate both again on the same data"
+            )
+    points = {model: result.metrics for model, result in results.items()}
+    drawn = {model: draws(r.outcomes.values, r.outcomes.groups, settings) for model, r in results.items()}
+    rows = []
+    for metric in points[base]:
+        own = {model: drawn[model].get(metric) for model in results}
+        rows.append(
+            MetricRow(
+                metric,
+                results[base].chance.get(metric),
+                {k: Estimate(points[k][metric], *interval(own[k], settings.level)) for k in results},
+                {
+                    k: difference(
+                        points[base][metric],
+                        points[k][metric],
+                        own[base],
+                        own[k],
+                        settings.level,
+                        metric in LOWER_IS_BETTER,
+                    )
+                    for k in others
+                },
+            )
+        )
+    return Comparison(name, dict(results), rows, len(outcomes.keys), len(set(outcomes.groups)))

@@ -1,0 +1,79 @@
+"""`results.json`: CLIP_benchmark's records (dataset, model, pretrained, task, metrics, language), and what they lack.
+
+Added keys: role, samples, groups, intervals, chance, undefined, skipped, comparison to the base, per-class and
+per-prompt tables, and how it was made. `balanced accuracy` is CLIP_benchmark's `mean_per_class_recall`.
+NaN is written as null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from typing import Any
+
+from medclip.evals.compare import Comparison
+from medclip.evals.result import ClassificationDetails, Result
+from medclip.evals.run import Report
+
+
+def records(report: Report) -> list[dict[str, Any]]:
+    """One record a checkpoint and evaluation."""
+    return [
+        _record(report, comparison, model, result)
+        for comparison in report.comparisons.values()
+        for model, result in comparison.results.items()
+    ]
+
+
+def to_json(report: Report) -> str:
+    """The text of `results.json`."""
+    return json.dumps(_plain(records(report)), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _record(report: Report, comparison: Comparison, model: str, result: Result) -> dict[str, Any]:
+    rows = {row.metric: row for row in comparison.rows}
+    metrics: dict[str, float | None] = {metric: row.estimates[model].value for metric, row in rows.items()}
+    if result.task == "zeroshot_classification":
+        metrics.setdefault("acc5", None)  # CLIP_benchmark's readers look for it
+    record: dict[str, Any] = {
+        "dataset": comparison.name,
+        "model": model,
+        "pretrained": report.checkpoints[model],
+        "task": result.task,
+        "metrics": metrics,
+        "language": "en",
+        "role": result.role,
+        "samples": comparison.samples,
+        "groups": comparison.groups,
+        "intervals": {k: [row.estimates[model].low, row.estimates[model].high] for k, row in rows.items()},
+        "chance": result.chance,
+        "undefined": result.undefined,
+        "skipped": result.skipped,
+    }
+    if model != report.base:
+        changes = {metric: asdict(row.differences[model]) for metric, row in rows.items()}
+        record["comparison"] = {"base": report.base, "differences": changes}
+    details = result.details
+    if isinstance(details, ClassificationDetails):
+        record["classnames"] = details.classes
+        record["templates"] = details.templates
+        names = list(details.classes)
+        columns = zip(names, details.support, details.recall, details.f1, details.auroc, strict=True)
+        record["per_class"] = {n: {"support": s, "recall": r, "f1": f, "auroc": a} for n, s, r, f, a in columns}
+        record["confusion"] = details.confusion
+        record["prompts"] = [asdict(p) for p in details.prompts]
+    else:
+        record["images"] = details.images
+        record["captions"] = details.captions
+        record["distinct_captions"] = details.distinct_captions
+    record["made"] = {"created": report.created, "bootstrap": asdict(report.settings), "versions": report.versions}
+    return record
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

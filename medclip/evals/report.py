@@ -1,0 +1,109 @@
+"""`report.html` (one file that needs nothing else) and `results.json`, from a `Report`."""
+
+from __future__ import annotations
+
+import os
+import re
+import statistics
+from base64 import b64encode
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from medclip.evals.bootstrap import Estimate
+from medclip.evals.compare import Comparison
+from medclip.evals.records import to_json
+from medclip.evals.result import LABELS, LOWER_IS_BETTER, PromptScore
+from medclip.evals.run import Report
+
+ROLES = (
+    ("domain", "Gain: the domain", "What the adaptation was for: a gain is hoped for here."),
+    ("retention", "Forgetting: what it knew before", "General tasks the base could do: a loss here is forgetting."),
+)
+
+
+def write_report(report: Report, folder: Path) -> Path:
+    """Write `results.json` and `report.html` into `folder` and return the latter's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "results.json", to_json(report))
+    return _write(folder / "report.html", render(report))
+
+
+def render(report: Report) -> str:
+    """The page as text. Captions and names are escaped; images are data URIs; there is no script."""
+    environment = Environment(
+        loader=PackageLoader("medclip.evals", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters.update(
+        b64=lambda data: b64encode(data).decode(),
+        num=_number,
+        signed=lambda value: "–" if value != value else f"{value:+.3f}".replace("-", "−"),
+        bounds=_bounds,
+        pvalue=lambda p: "" if p != p else ("p < 0.01" if p < 0.01 else f"p = {p:.2f}"),
+        x=lambda value: round(4 + 192 * min(max(value, 0.0), 1.0), 1),
+        anchor=lambda comparison: "eval-" + re.sub(r"[^A-Za-z0-9_-]+", "-", comparison.name),
+        spread=_spread,
+    )
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        others=list(report.checkpoints)[1:],
+        roles=ROLES,
+        labels=LABELS,
+        lower_is_better=LOWER_IS_BETTER,
+        summary=summary(report),
+    )
+
+
+def summary(report: Report) -> list[str]:
+    """One sentence a checkpoint and role: which headline metrics changed beyond chance; empty for a single one."""
+    lines = []
+    for model in list(report.checkpoints)[1:]:
+        for role, noun, _ in ROLES:
+            rows = [(c, row) for c in report.role(role) for row in c.headline]
+            if not rows:
+                continue
+            said = {"gain": [], "loss": [], "no change beyond chance": []}
+            for comparison, row in rows:
+                said[row.differences[model].verdict].append(_change(comparison, row.metric, row.differences[model]))
+            even = len(said["no change beyond chance"])
+            parts = [f"{word} in {'; '.join(said[verdict])}" for verdict, word in _WORDS if said[verdict]]
+            parts += [f"no change beyond chance in {even} of {len(rows)} headline figures"] if even else []
+            lines.append(f"{noun.split(':')[0]}, {model} against {report.base}: {', and '.join(parts)}.")
+    return lines
+
+
+_WORDS = (("gain", "better"), ("loss", "worse"))
+
+
+def _change(comparison: Comparison, metric: str, difference: Estimate) -> str:
+    return f"{comparison.name} {LABELS[metric]} ({difference.value:+.3f})"
+
+
+def _number(value: float | None) -> str:
+    if value is None or value != value:
+        return "–"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _bounds(estimate: Estimate) -> str:
+    return "" if estimate.low != estimate.low else f"[{_number(estimate.low)}, {_number(estimate.high)}]"
+
+
+def _spread(prompts: Sequence[PromptScore]) -> dict[str, Any]:
+    scores = [p.mean_per_class_recall for p in prompts]
+    return {
+        "mean": statistics.fmean(scores),
+        "sd": statistics.stdev(scores) if len(scores) > 1 else 0.0,
+        "min": min(scores),
+        "max": max(scores),
+        "best": max(prompts, key=lambda p: p.mean_per_class_recall).template,
+    }
+
+
+def _write(path: Path, content: str) -> Path:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(content, encoding="utf-8")
+    part.replace(path)
+    return path

@@ -1,0 +1,153 @@
+"""What an evaluation gives back: outcomes sample by sample, for intervals and pairing, and material for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+from jaxtyping import Float
+
+from medclip.types import Batch, DualEncoder, Preprocess
+
+Role = Literal["domain", "retention"]
+Advance = Callable[[int], object]  # called with the number of samples just done
+
+# CLIP_benchmark's names are the keys; this is how people read them.
+LABELS = {
+    "acc1": "accuracy",
+    "acc5": "top-5 accuracy",
+    "mean_per_class_recall": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "auroc": "macro AUROC",
+    "text_retrieval_recall@1": "image→text R@1",
+    "text_retrieval_recall@5": "image→text R@5",
+    "text_retrieval_recall@10": "image→text R@10",
+    "text_retrieval_median_rank": "image→text median rank",
+    "image_retrieval_recall@1": "text→image R@1",
+    "image_retrieval_recall@5": "text→image R@5",
+    "image_retrieval_recall@10": "text→image R@10",
+    "image_retrieval_median_rank": "text→image median rank",
+}
+LOWER_IS_BETTER = {"text_retrieval_median_rank", "image_retrieval_median_rank"}
+
+
+class EvalData(Protocol):
+    """A finite labelled or captioned set, as `medclip.data.evalset.EvalSet` gives it.
+
+    `meta` of each real row holds `label` (str | None), `captions` (list[str]) and `group` (str).
+    """
+
+    @property
+    def skipped(self) -> Mapping[str, int]: ...  # reason -> count, complete once `batches` is exhausted
+
+    def __len__(self) -> int: ...
+
+    def batches(self, preprocess: Preprocess, batch_size: int, workers: int) -> Iterable[Batch]: ...
+
+
+class Outcomes(Protocol):
+    """What happened to each sample, enough to compute every metric under any sample weights."""
+
+    @property
+    def keys(self) -> list[str]: ...
+
+    @property
+    def groups(self) -> list[str]: ...
+
+    def values(self, weights: Float[np.ndarray, "b n"]) -> dict[str, Float[np.ndarray, " b"]]: ...
+
+
+@dataclass(frozen=True)
+class PromptScore:
+    """One template alone as the classifier."""
+
+    template: str
+    acc1: float
+    mean_per_class_recall: float
+
+
+@dataclass(frozen=True)
+class Example:
+    """A sample of a classification: its picture (JPEG), truth, and the most likely classes with their probability."""
+
+    key: str
+    thumbnail: bytes
+    truth: str
+    guesses: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One retrieved item: a caption or a picture (JPEG), its cosine, and whether it is the query's own."""
+
+    text: str
+    score: float
+    own: bool
+    thumbnail: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Query:
+    """A retrieval query and what came back; `thumbnail` is set when the query is an image."""
+
+    text: str
+    rank: int
+    hits: list[Hit]
+    thumbnail: bytes | None = None
+
+
+@dataclass(frozen=True)
+class ClassificationDetails:
+    """Tables of a classification. Class order is that of `classes` throughout; per-class values may be NaN."""
+
+    classes: dict[str, list[str]]  # label -> names used in prompts
+    templates: list[str]
+    support: list[int]
+    recall: list[float]
+    f1: list[float]
+    auroc: list[float]
+    confusion: list[list[int]]  # row: truth, column: prediction
+    prompts: list[PromptScore]
+    examples: list[Example]
+
+
+@dataclass(frozen=True)
+class RetrievalDetails:
+    """Sizes and the gallery of a retrieval."""
+
+    images: int
+    captions: int  # (image, caption) pairs
+    distinct_captions: int
+    image_queries: list[Query]
+    text_queries: list[Query]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One evaluation of one checkpoint."""
+
+    task: Literal["zeroshot_classification", "zeroshot_retrieval"]
+    role: Role
+    headline: tuple[str, ...]  # the metrics that speak for this evaluation
+    outcomes: Outcomes
+    details: ClassificationDetails | RetrievalDetails
+    chance: dict[str, float]
+    skipped: dict[str, int]
+    undefined: dict[str, list[str]] = field(default_factory=dict)  # metric -> classes left out of its average
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The point values."""
+        ones = np.ones((1, len(self.outcomes.keys)))
+        return {name: float(value[0]) for name, value in self.outcomes.values(ones).items()}
+
+
+class Evaluation(Protocol):
+    """The one interface of evaluations: data and settings in the constructor, a checkpoint in the call."""
+
+    name: str
+    data: EvalData
+
+    def __call__(self, clip: DualEncoder, *, batch_size: int, workers: int, advance: Advance) -> Result: ...

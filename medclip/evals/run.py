@@ -1,0 +1,109 @@
+"""Run evaluations on checkpoints and gather everything into one `Report`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+
+from medclip.evals.bootstrap import Bootstrap
+from medclip.evals.compare import Comparison, compare
+from medclip.evals.result import Evaluation, Result
+from medclip.infer.memory import Remembering
+from medclip.types import DualEncoder, UserError
+
+OnProgress = Callable[[str, int, int], object]  # evaluation, samples done, samples in all
+
+
+@dataclass(frozen=True)
+class Report:
+    """All evaluations of all checkpoints; what `write_report` writes."""
+
+    checkpoints: dict[str, str]  # name -> where it came from; the first is the base
+    comparisons: dict[str, Comparison]
+    settings: Bootstrap
+    created: str
+    versions: dict[str, str]
+
+    @property
+    def base(self) -> str:
+        return next(iter(self.checkpoints))
+
+    def role(self, role: str) -> list[Comparison]:
+        return [c for c in self.comparisons.values() if c.any_result.role == role]
+
+
+def evaluate_checkpoint(
+    clip: DualEncoder,
+    evals: Mapping[str, Evaluation],
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    on_progress: OnProgress = lambda name, done, total: None,
+) -> dict[str, Result]:
+    """Every evaluation of one checkpoint; the same image or text is embedded once for all of them."""
+    remembering = Remembering(clip)
+    results = {}
+    for name, evaluation in evals.items():
+        done, total = 0, len(evaluation.data)
+        on_progress(name, 0, total)
+
+        def advance(count: int, name: str = name, total: int = total) -> None:
+            nonlocal done
+            done += count
+            on_progress(name, done, total)
+
+        results[name] = evaluation(remembering, batch_size=batch_size, workers=workers, advance=advance)
+        on_progress(name, total, total)
+    return results
+
+
+def make_report(
+    results: Mapping[str, Mapping[str, Result]],
+    *,
+    settings: Bootstrap | None = None,
+    sources: Mapping[str, str] | None = None,
+) -> Report:
+    """Compare `results[checkpoint][evaluation]`, base first; `sources` says where each checkpoint came from.
+
+    Raises:
+        UserError: nothing was evaluated.
+    """
+    settings = settings or Bootstrap()
+    if not results or not next(iter(results.values())):
+        raise UserError("nothing to report: no checkpoint or no evaluation was given")
+    names = next(iter(results.values()))
+    comparisons = {n: compare(n, {model: own[n] for model, own in results.items()}, settings) for n in names}
+    return Report(
+        checkpoints={model: (sources or {}).get(model, model) for model in results},
+        comparisons=comparisons,
+        settings=settings,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={package: _version(package) for package in ("medclip-adapt", "torch", "open_clip_torch", "numpy")},
+    )
+
+
+def run_evaluation(
+    clips: Mapping[str, DualEncoder],
+    evals: Mapping[str, Evaluation],
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    settings: Bootstrap | None = None,
+    sources: Mapping[str, str] | None = None,
+    on_progress: OnProgress = lambda name, done, total: None,
+) -> Report:
+    """Evaluate models already in memory, base first, and compare them."""
+    results = {
+        model: evaluate_checkpoint(clip, evals, batch_size=batch_size, workers=workers, on_progress=on_progress)
+        for model, clip in clips.items()
+    }
+    return make_report(results, settings=settings, sources=sources)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,102 @@
+"""`medclip evaluate`: checkpoints in, `report.html`, `results.json` and a table out.
+
+Checkpoints are loaded one after the other, so several large ones need the memory of one; the first is the base that the
+others are compared with, on the same samples and the same bootstrap resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from medclip.config import output_folder, verb
+from medclip.evals.bootstrap import Bootstrap
+from medclip.evals.console import headline_table, progress
+from medclip.evals.report import write_report
+from medclip.evals.result import Evaluation
+from medclip.evals.run import Report, evaluate_checkpoint, make_report
+from medclip.types import UserError
+
+
+def evaluate(cfg: DictConfig) -> Report:
+    """Run the configured evaluations on the configured checkpoints.
+
+    Raises:
+        UserError: no checkpoint or no evaluation given, a checkpoint that cannot be loaded, an empty set, labels that
+            are no configured class, an output folder that is not empty.
+    """
+    checkpoints = named_checkpoints(cfg)
+    if not cfg.evals:
+        raise UserError("no evaluation given: say e.g. eval=[zeroshot] and fill evals.zeroshot.data.sources")
+    settings = bootstrap_settings(cfg.bootstrap)
+    folder = output_folder(cfg)
+    device = pick_device(cfg.device)
+    evals: dict[str, Evaluation] = {str(name): instantiate(cfg.evals[name], name=str(name)) for name in cfg.evals}
+    results = {}
+    with progress() as progress_of:
+        for name, source in checkpoints.items():
+            clip = instantiate(cfg.load, pretrained=source).to(device).eval()
+            results[name] = evaluate_checkpoint(
+                clip, evals, batch_size=cfg.batch_size, workers=cfg.workers, on_progress=progress_of(name)
+            )
+            del clip
+    report = make_report(results, settings=settings, sources=checkpoints)
+    page = write_report(report, folder)
+    console = Console()
+    console.print(headline_table(report))
+    console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+    return report
+
+
+def named_checkpoints(cfg: DictConfig) -> dict[str, str]:
+    """Name -> checkpoint, base first.
+
+    Raises:
+        UserError: none given, or given both ways.
+    """
+    several: Any = OmegaConf.to_container(cfg.checkpoints, resolve=True)
+    if (cfg.checkpoint is None) == (not several):
+        raise UserError(
+            "give either checkpoint=PATH or several, checkpoints.base=PATH checkpoints.adapted=PATH"
+            + (": both were given" if several else "")
+        )
+    if not isinstance(several, Mapping):
+        raise UserError("checkpoints must name each checkpoint: checkpoints.base=PATH checkpoints.adapted=PATH")
+    return {str(k): str(v) for k, v in several.items()} or {"checkpoint": str(cfg.checkpoint)}
+
+
+def bootstrap_settings(cfg: DictConfig) -> Bootstrap:
+    """Checked settings of the bootstrap.
+
+    Raises:
+        UserError: too few samples, or a level outside 0..1.
+    """
+    settings = Bootstrap(**cfg)  # type: ignore[arg-type]
+    if settings.samples < 100 or not 0 < settings.level < 1:
+        raise UserError(f"bootstrap.samples={settings.samples} must be at least 100, level={settings.level} in 0..1")
+    return settings
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device to evaluate on; "auto" is the GPU if there is one.
+
+    Raises:
+        UserError: torch knows no such device, or this machine has none.
+    """
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={wanted} cannot be used here: say device=cpu, or auto") from error
+    return device
+
+
+main = verb("evaluate")(evaluate)
+
+if __name__ == "__main__":
+    main()

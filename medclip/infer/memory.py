@@ -1,0 +1,50 @@
+"""A dual encoder that remembers: the same pixels or the same tokens are embedded once, however many evaluations ask.
+
+Two evaluations of one data set, or one caption written under a hundred images, would otherwise pay for the towers again
+and again. The memory is keyed by content (a 128-bit BLAKE2 digest of a row's bytes), so it cannot mistake one data set
+for another; it holds a feature row a distinct input (2 KiB at 512 dimensions), on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+from medclip.types import DualEncoder, Preprocess, Tokenizer
+
+
+class Remembering:
+    """`encoder` with a memory; a `DualEncoder` itself. Features come back as float32 on the CPU."""
+
+    def __init__(self, encoder: DualEncoder) -> None:
+        self.encoder = encoder
+        self.preprocess: Preprocess = encoder.preprocess
+        self.tokenizer: Tokenizer = encoder.tokenizer
+        self._images: dict[bytes, Tensor] = {}
+        self._texts: dict[bytes, Tensor] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.device
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """(b, 3, h, w) -> unit-norm (b, d)."""
+        return self._recall(image, self._images, self.encoder.encode_image)
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        """(b, context_length) -> unit-norm (b, d)."""
+        return self._recall(text, self._texts, self.encoder.encode_text)
+
+    @torch.inference_mode()
+    def _recall(self, rows: Tensor, memory: dict[bytes, Tensor], encode: Callable[[Tensor], Tensor]) -> Tensor:
+        kind = blake2b(f"{rows.dtype}{tuple(rows.shape[1:])}".encode(), digest_size=16).digest()
+        digests = [blake2b(row.tobytes(), digest_size=16, key=kind).digest() for row in rows.cpu().numpy()]
+        first = {digest: i for i, digest in reversed(list(enumerate(digests))) if digest not in memory}
+        if first:
+            wanted = sorted(first.values())
+            features = encode(rows[wanted].to(self.device)).float().cpu()
+            memory.update((digests[i], row.clone()) for i, row in zip(wanted, features, strict=True))
+        return torch.stack([memory[digest] for digest in digests])
