@@ -4,7 +4,7 @@
 
 An expression is parsed to a syntax tree of which only a few node kinds are allowed; names are fields of the metadata
 (dots reach into nested ones), so there is nothing to escape to. A missing field is None, and None never errs: it equals
-only None, is in nothing and holds nothing, every `<` with it is false, arithmetic with it is None, `len(None)` is 0. The
+only None, is in nothing and holds nothing, every `<` with it is false, arithmetic with it is None, its `len` is 0. The
 same goes for values of unfit types ("a" < 3 is false).
 """
 

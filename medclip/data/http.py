@@ -47,7 +47,7 @@ def get_range(url: str, offset: int, length: int, timeout: float) -> bytes:
 def get_size(url: str, timeout: float) -> tuple[int, str]:
     """Size in bytes, and a tag that changes with the content (ETag or Last-Modified).
 
-    Asks for one byte instead of HEAD: signed URLs and several object stores refuse HEAD, and this shows that ranges work.
+    Asks for one byte instead of HEAD: signed URLs and some object stores refuse HEAD, and this shows that ranges work.
     """
     _, _, total, tag = _request(url, 0, 1, timeout)
     return total, tag

@@ -115,7 +115,7 @@ def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
 
 
 def digest(array: np.ndarray) -> str:
-    return hashlib.blake2b(np.ascontiguousarray(array), digest_size=16).hexdigest()
+    return hashlib.blake2b(array.tobytes(), digest_size=16).hexdigest()
 
 
 def fingerprint(parts: Iterable[object]) -> str:

@@ -57,7 +57,7 @@ class Source(Protocol):
         ...
 
     def fields(self, i: int) -> dict[str, Any]:
-        """What filters see: the metadata, and `key` and `caption` where the metadata has no such fields; no image is read.
+        """What filters see: the metadata, and `key` and `caption` where it has no such fields; no image is read.
 
         Raises:
             BadSample: it cannot be read.

@@ -103,8 +103,8 @@ def apply_keep(source: Source, path: str) -> Source:
     mask = np.isin(there, listed)
     if not mask.any():
         raise UserError(
-            f"source {source.name} is empty: none of its {len(source)} samples is among the {len(wanted)} keys of {path} "
-            f"(keys look like {source.key(0)!r} here and {wanted[0] if wanted else ''!r} there)"
+            f"source {source.name} is empty: none of its {len(source)} samples is among the {len(wanted)} keys of "
+            f"{path} (keys look like {source.key(0)!r} here and {wanted[0] if wanted else ''!r} there)"
         )
     if missing := len(listed) - len(np.unique(there[mask])):
         _log.warning("source %s: %d of the %d keys of %s are not in it", source.name, missing, len(listed), path)

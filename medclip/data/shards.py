@@ -1,7 +1,7 @@
 """Shards as a source: webdataset tars as BIOMEDICA, open_clip and CLIP_benchmark write them, read at random.
 
 Members of a sample: one image (`jpg`, `png`, `webp`, …), the caption (`txt` or `caption`), metadata (`json`), a class
-number (`cls`, CLIP_benchmark). The metadata is read and parsed only when somebody asks: BIOMEDICA's holds whole articles.
+number (`cls`, CLIP_benchmark). The metadata is read and parsed only on demand: BIOMEDICA's holds whole articles.
 """
 
 from __future__ import annotations

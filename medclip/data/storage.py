@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 
 from medclip.data.bad import BadSample
 from medclip.data.cache import BlockCache
@@ -26,7 +26,6 @@ from medclip.data.retry import GiveUp, TryAgain, retry
 from medclip.types import UserError
 
 _OPEN_FILES = 32
-_local = threading.local()
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,37 @@ def is_local(url: str) -> bool:
 
 
 def local_path(url: str) -> str:
-    return os.path.expanduser(url.removeprefix("file://"))  # noqa: PTH111  # millions of calls, and `//` must survive
+    return str(Path(url.removeprefix("file://")).expanduser())
+
+
+class _Files(threading.local):
+    """Open local files: a few per thread, so that no other thread closes the one being read; closed with the thread."""
+
+    def __init__(self) -> None:
+        self.open: OrderedDict[str, int] = OrderedDict()
+
+    def read(self, url: str, offset: int, length: int) -> bytes:
+        try:
+            descriptor = self.open.get(url)
+            if descriptor is None:
+                if len(self.open) >= _OPEN_FILES:
+                    os.close(self.open.popitem(last=False)[1])
+                descriptor = self.open[url] = os.open(local_path(url), os.O_RDONLY | os.O_CLOEXEC)
+            else:
+                self.open.move_to_end(url)
+            content = os.pread(descriptor, length, offset)
+            while len(content) < length:  # a call reads 2 GiB at most
+                more = os.pread(descriptor, length - len(content), offset + len(content))
+                if not more:
+                    raise GiveUp("the file ends early: it changed since it was indexed")
+                content += more
+            return content
+        except OSError as error:
+            raise GiveUp(error.strerror or "unreadable") from error
+
+    def __del__(self) -> None:
+        for descriptor in self.open.values():
+            os.close(descriptor)
 
 
 @dataclass
@@ -61,6 +90,7 @@ class Storage:
     backoff: float = 0.25
     timeout: float = 30.0
     _stats: dict[str, Stat] = field(default_factory=dict, repr=False)
+    _files: _Files = field(default_factory=_Files, repr=False, compare=False)
 
     def stat(self, url: str) -> Stat:
         """Size and tag of `url`; asked once per process.
@@ -84,7 +114,7 @@ class Storage:
         """
         try:
             if is_local(url):
-                return _pread(local_path(url), offset, length)
+                return self._files.read(url, offset, length)
             if self.cache is None:
                 return self._fetch(url, offset, length)
             stat = self.stat(url)
@@ -93,7 +123,7 @@ class Storage:
             raise BadSample("read error", f"{public(url)} at byte {offset}: {failure}") from failure
 
     def prefetch(self, url: str, offset: int, length: int) -> None:
-        """Bring remote bytes into the cache; does nothing for local files or without a cache. Failures are left to `read`."""
+        """Bring remote bytes into the cache; without one, nothing is done. Failures are left to `read`."""
         if self.cache is None or is_local(url):
             return
         try:
@@ -111,7 +141,7 @@ class Storage:
         size = self.stat(url).size
         try:
             if is_local(url):
-                return _pread(local_path(url), 0, size)
+                return self._files.read(url, 0, size)
             return self._fetch(url, 0, size) if size else b""
         except GiveUp as failure:
             raise UserError(f"cannot read {public(url)}: {failure}") from failure
@@ -119,7 +149,7 @@ class Storage:
     def fetch(self, url: str, offset: int, length: int) -> bytes:
         """As `read`, past the cache: for reads so sparse that whole blocks would be waste."""
         try:
-            return _pread(local_path(url), offset, length) if is_local(url) else self._fetch(url, offset, length)
+            return self._files.read(url, offset, length) if is_local(url) else self._fetch(url, offset, length)
         except GiveUp as failure:
             raise BadSample("read error", f"{public(url)} at byte {offset}: {failure}") from failure
 
@@ -153,8 +183,8 @@ class Storage:
     def _retry(self, attempt: Callable[[], Any]) -> Any:
         return retry(attempt, tries=self.tries, backoff=self.backoff)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__.copy()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Storage, (self.cache, self.tries, self.backoff, self.timeout, self._stats)
 
 
 def expand(urls: str | Sequence[str]) -> list[str]:
@@ -174,7 +204,7 @@ def expand(urls: str | Sequence[str]) -> list[str]:
                 raise UserError(f"{part!r} is a pipe, which cannot be read at random: give its URL (s3://…, https://…)")
             try:
                 names = list(braceexpand(part))
-            except (UnbalancedBracesError, ValueError) as error:
+            except ValueError as error:
                 raise UserError(
                     f"bad brace range in {part!r} ({error}): write e.g. shards/{{00000..00099}}.tar"
                 ) from error
@@ -249,28 +279,3 @@ def _info(fs: Any, path: str) -> Stat:
     info = fs.info(path)
     tag = next((info[k] for k in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created") if info.get(k)), "")
     return Stat(int(info["size"]), str(tag))
-
-
-def _pread(path: str, offset: int, length: int) -> bytes:
-    """From a small set of open files per thread, so that no other thread closes the one being read."""
-    files: OrderedDict[str, int] | None = getattr(_local, "files", None)
-    if files is None:
-        files = _local.files = OrderedDict()
-    try:
-        descriptor = files.get(path)
-        if descriptor is None:
-            if len(files) >= _OPEN_FILES:
-                os.close(files.popitem(last=False)[1])
-            descriptor = files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        else:
-            files.move_to_end(path)
-        pieces = []
-        while length > 0:
-            piece = os.pread(descriptor, length, offset)  # reads 2 GiB at most
-            if not piece:
-                raise GiveUp("the file ends early: it changed since it was indexed")
-            pieces.append(piece)
-            offset, length = offset + len(piece), length - len(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-    except OSError as error:
-        raise GiveUp(error.strerror or "unreadable") from error

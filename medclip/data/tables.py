@@ -1,8 +1,8 @@
 """Tables as sources: a CSV, TSV, JSONL, JSON or parquet file that names images and captions.
 
-Each row of a table is kept as its JSON text, in one blob. Columns are found by their usual names (ROCO: `name`, `caption`;
-ROCOv2: `ID`, `Caption`; PMC-OA: `image`, `caption`) or named in the config. A table is not trusted: its image paths must
-end up inside the image root, after every `..` and symbolic link.
+Each row of a table is kept as its JSON text, in one blob. Columns are found by their usual names (ROCO: `name` and
+`caption`; ROCOv2: `ID` and `Caption`; PMC-OA: `image` and `caption`) or named in the config. A table is not trusted:
+its image paths must end up inside the image root, after every `..` and symbolic link.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def open_table(
         label = str((row.get(key) if key else None) or value or f"row {number}")
         if not isinstance(value, str) or not value:
             problems.append((label, "missing image", f"row {number} has no {image}"))
-        elif caption.needs_text and row.get(text or "") is None:
+        elif caption.needs_text and (text is None or row.get(text) is None):
             problems.append((label, "missing caption", f"row {number} has no {text}"))
         else:
             kept.append(raw)
@@ -189,7 +189,7 @@ def _rows(path: Path, header: Sequence[str] | None) -> Iterator[bytes]:
             case ".csv" | ".tsv" | ".txt":
                 separator = "," if path.suffix.lower() == ".csv" else "\t"
                 names: Any = list(header) if header else None
-                frame = pd.read_csv(
+                frame: Any = pd.read_csv(
                     path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", names=names
                 )
                 yield from _json_rows(frame.apply(_typed))
@@ -205,10 +205,10 @@ def _json_rows(frame: pd.DataFrame) -> Iterator[bytes]:
         yield from lines.encode().splitlines()
 
 
-def _typed(column: pd.Series) -> pd.Series:
+def _typed(column: Any) -> Any:
     """Numbers where all values are numbers, so that filters compare them as such; text where one has a leading zero."""
     filled = column[column != ""]
-    numbers = pd.to_numeric(filled, errors="coerce")
+    numbers: Any = pd.to_numeric(filled, errors="coerce")
     if not len(filled) or numbers.isna().any() or filled.str.match(r"^[-+]?0\d").any():
         return column.where(column != "", None)
     return numbers.reindex(column.index)

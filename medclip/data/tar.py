@@ -1,7 +1,7 @@
 """An index of a tar of samples: where each member of each sample lies, from one pass over the headers.
 
-With it a shard is random access, which is what exact resume, free sharding and weighted mixing rest on. Only headers are
-read, so a local shard is indexed at many thousand samples a second and a remote one without its big members.
+With it a shard is random access, which is what exact resume, free sharding and weighted mixing rest on. Only headers
+are read, so a local shard is indexed at thousands of samples a second, and a remote one without its big members.
 
 Reads ustar, GNU long names and PAX (path, size). A name is split into key and extension at its last dot, unlike
 webdataset, which splits at the first and so breaks keys such as BIOMEDICA's `3-PMC1.2-0-fig.1`. Folder parts belong to
