@@ -42,8 +42,8 @@ def warmup_cosine(optimizer: Optimizer, total: int, *, warmup: float = 0.05, min
     peaks = [group["lr"] for group in optimizer.param_groups]
     if warmup < 0:
         raise UserError(f"task.schedule.warmup is {warmup}: give steps (1000) or a fraction of the run (0.05)")
-    if not 0 <= min_lr <= min(peaks):
-        raise UserError(f"task.schedule.min_lr is {min_lr}: it must lie between 0 and the learning rate {min(peaks)}")
+    if not 0 <= min_lr <= min(peaks) or min(peaks) == 0:
+        raise UserError(f"optim.lr is {min(peaks)}, task.schedule.min_lr {min_lr}: 0 <= min_lr <= lr, 0 < lr must hold")
     steps = round(warmup if warmup >= 1 else warmup * total)
     return LambdaLR(optimizer, [partial(_factor, lr=lr, total=total, warmup=steps, min_lr=min_lr) for lr in peaks])
 

@@ -66,7 +66,7 @@ class ClipTask(pl.LightningModule):
         seed_step(self.seed, self.current_epoch, batch_idx, self.global_rank)
         out, terms, total = self.score(batch)
         values = {"loss": total, **terms, "logit_scale": out.logit_scale}
-        self.log_dict({f"train/{name}": value.detach() for name, value in values.items()}, batch_size=len(batch["key"]))
+        self.log_dict({f"train/{name}": value.detach() for name, value in values.items()}, batch_size=real_rows(batch))
         return total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -76,15 +76,14 @@ class ClipTask(pl.LightningModule):
             return
         values = {"loss": total, **terms, **retrieval_accuracy(out)}
         # Gathered: every rank has the same values already.
-        self.log_dict({f"val/{name}": value for name, value in values.items()}, batch_size=n, add_dataloader_idx=True)
+        self.log_dict({f"val/{name}": value for name, value in values.items()}, batch_size=n)
 
     def score(self, batch: Batch) -> tuple[ClipOutput, dict[str, Tensor], Tensor]:
         """The global batch's output, the loss terms, and their weighted sum."""
-        out = gather(self.model(batch), len(batch["key"]))
+        out = gather(self.model(batch), real_rows(batch))
         if len(out.image_features) == 0:
             # Every sample on every rank was bad. All ranks know; a zero that keeps the graph keeps DDP in step.
-            scalars = [x for x in (out.logit_scale, out.logit_bias) if x is not None]
-            return out, {}, sum((x.sum() * 0 for x in (out.image_features, out.text_features, *scalars)), start=0.0)  # type: ignore[return-value]
+            return out, {}, torch.stack([x.sum() * 0 for x in out if x is not None]).sum()
         terms = {name: term(out, batch) for name, term in self.losses.items()}
         total = torch.stack([self.weights.get(name, 1.0) * value for name, value in terms.items()]).sum()
         return out, terms, total
@@ -130,6 +129,11 @@ class ClipTask(pl.LightningModule):
                 f"cannot resume: the checkpoint is of another model ({difference}); choose the model of that run (its "
                 "config.yaml says which), or start a new run from its weights with model.pretrained=CHECKPOINT"
             )
+
+
+def real_rows(batch: Batch) -> int:
+    """Rows that hold a sample; the rest is padding."""
+    return len(batch["key"])  # pyright: ignore[reportTypedDictNotRequiredAccess]
 
 
 def seed_step(seed: int, epoch: int, batch: int, rank: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
 from medclip.types import ClipOutput
@@ -37,7 +37,7 @@ class _GatherRows(torch.autograd.Function):
         return total.chunk(dist.get_world_size())[dist.get_rank()]
 
 
-def gather_rows(rows: Shaped[Tensor, "b *dims"], keep: list[int]) -> Shaped[Tensor, "n *dims"]:
+def gather_rows(rows: Float[Tensor, "b d"], keep: list[int]) -> Float[Tensor, "n d"]:
     """The first `keep[r]` of rank r's `b` rows, for all ranks r, in rank order."""
     if len(keep) == 1:
         return rows[: keep[0]]
@@ -66,5 +66,5 @@ def gather(out: ClipOutput, n: int) -> ClipOutput:
     order. The result has no rows when no rank had a real one.
     """
     keep = count_real(n, out.image_features.device)
-    image: Float[Tensor, "n d"] = gather_rows(out.image_features, keep)
+    image = gather_rows(out.image_features, keep)
     return out._replace(image_features=image, text_features=gather_rows(out.text_features, keep))

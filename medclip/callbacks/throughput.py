@@ -1,0 +1,63 @@
+"""How fast a run goes, and whether it waits for its data: `speed/*` and `data/skipped` among the metrics."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Checkpoint
+
+
+class Throughput(Checkpoint):
+    """Logs, over the last `window` steps:
+
+    - `speed/samples_per_second`: real samples of all ranks by wall time, validation and checkpoints left out;
+    - `speed/data_wait`: share of that time between the end of a step and the arrival of the next batch on the device.
+      The clock is the host's: on a GPU, which works on meanwhile, it is an upper bound of the GPU's own waiting;
+    - `data/skipped`: padding rows so far that stood for unusable samples, all ranks taken as alike.
+
+    A `Checkpoint` only because Lightning runs those last at a step's end: what a checkpoint costs is no data wait.
+    """
+
+    def __init__(self, window: int = 50) -> None:
+        self.steps: deque[tuple[float, float, int]] = deque(maxlen=window)  # seconds, of them waiting, samples
+        self.skipped = 0
+        self._ended = self._arrived = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._ended = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._ended = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._arrived = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        real = len(batch["key"])
+        self.steps.append((now - self._ended, self._arrived - self._ended, real * trainer.world_size))
+        if not trainer.is_last_batch:  # an epoch's last batch is padded for want of samples
+            self.skipped += (len(batch["text"]) - real) * trainer.world_size
+        seconds, waiting, samples = (sum(column) for column in zip(*self.steps, strict=True))
+        pl_module.log_dict(
+            {
+                "speed/samples_per_second": samples / seconds,
+                "speed/data_wait": waiting / seconds,
+                "data/skipped": float(self.skipped),
+            },
+            batch_size=1,
+        )
+        self._ended = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skipped = state_dict["skipped"]
