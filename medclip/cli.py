@@ -1,12 +1,12 @@
 """`medclip VERB [hydra overrides]`: the one console command.
 
-Each verb is a module with a `main()` made by `config.verb`; nothing is imported before the verb is known, so that
-`medclip --help` answers at once.
+Each verb is a module that runs by itself (`python -m medclip.train`), with a `main()` made by `config.verb`; nothing is
+imported before the verb is known, so that `medclip --help` answers at once.
 """
 
 from __future__ import annotations
 
-import importlib
+import runpy
 import sys
 
 VERBS = {
@@ -41,8 +41,9 @@ def main() -> None:
     if name not in VERBS:
         print(f"medclip: unknown verb {name!r}: choose one of {', '.join(VERBS)}", file=sys.stderr)
         sys.exit(2)
-    sys.argv = [f"medclip {name}", *args[1:]]
-    importlib.import_module(f"medclip.{name}").main()
+    sys.argv[1:] = args[1:]
+    # Run as `python -m medclip.VERB`, which is how Lightning starts the other ranks of a DDP run again.
+    runpy.run_module(f"medclip.{name}", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,13 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -30,9 +33,19 @@ def verb(name: str) -> Callable[[Callable[[DictConfig], object]], Callable[[], N
     """Make `run(cfg)` the program of `medclip NAME`, composed from `conf/NAME.yaml`."""
 
     def wrap(run: Callable[[DictConfig], object]) -> Callable[[], None]:
+        def stop(error: Exception) -> NoReturn:
+            message = _one_line(error)
+            if message is None or os.environ.get("MEDCLIP_TRACEBACK"):
+                raise error
+            print(f"medclip {name}: {message}", file=sys.stderr)
+            sys.exit(2)
+
         @functools.wraps(run)
         def guarded(cfg: DictConfig) -> object:
-            return run(cfg)
+            try:
+                return run(cfg)
+            except Exception as error:  # here, since Hydra would print a line of its own before handing it on
+                stop(error)
 
         program = hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(guarded)
 
@@ -42,11 +55,7 @@ def verb(name: str) -> Callable[[Callable[[DictConfig], object]], Callable[[], N
             try:
                 program()
             except Exception as error:
-                message = _one_line(error)
-                if message is None or os.environ.get("MEDCLIP_TRACEBACK"):
-                    raise
-                print(f"medclip {name}: {message}", file=sys.stderr)
-                sys.exit(2)
+                stop(error)
             except KeyboardInterrupt:
                 sys.exit(130)
 
@@ -57,9 +66,7 @@ def verb(name: str) -> Callable[[Callable[[DictConfig], object]], Callable[[], N
 
 def _one_line(error: BaseException) -> str | None:
     """The user's line for an error, or None for a bug of ours, which keeps its traceback."""
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
-        chain.append(cause)
+    chain = _chain(error)
     for link in chain:
         if isinstance(link, UserError):
             return " ".join(str(link).split())
@@ -73,25 +80,49 @@ def _one_line(error: BaseException) -> str | None:
     return None
 
 
-def output_folder(cfg: DictConfig, *, resume: bool = False) -> Path:
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error, what it was raised from, and so on."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    return chain
+
+
+def build(config: Any, **arguments: Any) -> Any:
+    """Hydra's `instantiate`, whose wrapping is taken off where a constructor raised a `UserError`."""
+    try:
+        return instantiate(config, **arguments)
+    except InstantiationException as error:
+        for link in _chain(error):
+            if isinstance(link, UserError):
+                raise link from None
+        raise
+
+
+def output_folder(cfg: DictConfig, *, resume: bool = False, rank: int = 0) -> Path:
     """Create and return the run's folder, `cfg.output`; a sweep's jobs get one numbered folder each.
 
     A folder that already holds something is refused unless the run resumes in it or `overwrite=true` was said, so that
-    no result is ever replaced silently. The composed config is written to `config.yaml`.
+    no result is ever replaced silently. The composed config is written to `config.yaml`. All of this is the affair of
+    `rank` 0; other ranks only learn the name.
 
     Raises:
         UserError: the folder is not empty, or cannot be written.
     """
     folder = Path(str(cfg.output)).expanduser()
-    if HydraConfig.initialized() and HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN:
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         folder = folder / str(HydraConfig.get().job.num)
+    if rank > 0:
+        return folder
     if folder.is_dir() and any(folder.iterdir()) and not resume and not cfg.get("overwrite", False):
         raise UserError(f"output folder {folder} is not empty: choose another `output=`, or say `overwrite=true`")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=False))
     except OSError as error:
-        raise UserError(f"cannot write to output folder {folder} ({error.strerror}): choose another `output=`") from error
+        raise UserError(
+            f"cannot write to output folder {folder} ({error.strerror}): choose another `output=`"
+        ) from error
     return folder
 
 

@@ -6,19 +6,19 @@ others are compared with, on the same samples and the same bootstrap resamples.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
 
 import torch
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
-from medclip.config import output_folder, verb
+from medclip.config import atomic_write, build, output_folder, verb
 from medclip.evals.bootstrap import Bootstrap
 from medclip.evals.console import headline_table, progress
 from medclip.evals.report import write_report
-from medclip.evals.result import Evaluation
+from medclip.evals.result import EvalData, Evaluation
 from medclip.evals.run import Report, evaluate_checkpoint, make_report
 from medclip.types import UserError
 
@@ -36,15 +36,16 @@ def evaluate(cfg: DictConfig) -> Report:
     settings = bootstrap_settings(cfg.bootstrap)
     folder = output_folder(cfg)
     device = pick_device(cfg.device)
-    evals: dict[str, Evaluation] = {str(name): instantiate(cfg.evals[name], name=str(name)) for name in cfg.evals}
+    evals: dict[str, Evaluation] = {str(name): build(cfg.evals[name], name=str(name)) for name in cfg.evals}
     results = {}
     with progress() as progress_of:
         for name, source in checkpoints.items():
-            clip = instantiate(cfg.load, pretrained=source).to(device).eval()
+            clip = build(cfg.load, pretrained=source).to(device).eval()
             results[name] = evaluate_checkpoint(
                 clip, evals, batch_size=cfg.batch_size, workers=cfg.workers, on_progress=progress_of(name)
             )
             del clip
+    list_skipped({name: evaluation.data for name, evaluation in evals.items()}, folder)
     report = make_report(results, settings=settings, sources=checkpoints)
     page = write_report(report, folder)
     console = Console()
@@ -53,21 +54,30 @@ def evaluate(cfg: DictConfig) -> Report:
     return report
 
 
+def list_skipped(sets: Mapping[str, EvalData], folder: Path) -> None:
+    """Write `skipped.jsonl`, a line a sample that an evaluation could not use; no file where there is none."""
+    rows = [
+        {"evaluation": name, "key": key, "reason": reason, "detail": detail}
+        for name, data in sets.items()
+        for key, reason, detail in data.bad
+    ]
+    if rows:
+        atomic_write(folder / "skipped.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
 def named_checkpoints(cfg: DictConfig) -> dict[str, str]:
     """Name -> checkpoint, base first.
 
     Raises:
         UserError: none given, or given both ways.
     """
-    several: Any = OmegaConf.to_container(cfg.checkpoints, resolve=True)
+    several = {str(name): str(path) for name, path in (cfg.checkpoints or {}).items() if path is not None}
     if (cfg.checkpoint is None) == (not several):
         raise UserError(
             "give either checkpoint=PATH or several, checkpoints.base=PATH checkpoints.adapted=PATH"
             + (": both were given" if several else "")
         )
-    if not isinstance(several, Mapping):
-        raise UserError("checkpoints must name each checkpoint: checkpoints.base=PATH checkpoints.adapted=PATH")
-    return {str(k): str(v) for k, v in several.items()} or {"checkpoint": str(cfg.checkpoint)}
+    return several or {"checkpoint": str(cfg.checkpoint)}
 
 
 def bootstrap_settings(cfg: DictConfig) -> Bootstrap:

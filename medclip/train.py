@@ -6,14 +6,16 @@ last checkpoint of the run folder (or starts afresh when there is none yet), `re
 
 from __future__ import annotations
 
+import logging
+import warnings
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from medclip.config import output_folder, verb
+from medclip.config import build, output_folder, verb
 from medclip.types import UserError
 
 
@@ -23,17 +25,18 @@ def train(cfg: DictConfig) -> pl.Trainer:
     Raises:
         UserError: whatever the user can mend: data, model, output folder, checkpoint.
     """
-    folder = output_folder(cfg, resume=cfg.resume is not None)
+    folder = output_folder(cfg, resume=cfg.resume is not None, rank=getattr(rank_zero_only, "rank", 0) or 0)
     # Everything below interpolates `output`; a sweep's job has got a folder of its own.
     OmegaConf.update(cfg, "output", str(folder))
     checkpoint = find_checkpoint(cfg.resume, folder)
+    _quiet()
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision(cfg.matmul_precision)
-    task: pl.LightningModule = instantiate(cfg.task)
-    data: pl.LightningDataModule = instantiate(cfg.data)
-    callbacks = list(instantiate(cfg.callbacks).values())
-    loggers = list(instantiate(cfg.logger).values())
-    trainer: pl.Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=loggers)
+    task: pl.LightningModule = build(cfg.task)
+    data: pl.LightningDataModule = build(cfg.data)
+    callbacks = list(build(cfg.callbacks).values())
+    loggers = list(build(cfg.logger).values())
+    trainer: pl.Trainer = build(cfg.trainer, callbacks=callbacks, logger=loggers)
     trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return trainer
 
@@ -53,6 +56,13 @@ def find_checkpoint(resume: str | None, folder: Path) -> str | None:
     if not path.is_file():
         raise UserError(f"resume={resume}: no such checkpoint (resume=auto takes the run folder's last one)")
     return str(path)
+
+
+def _quiet() -> None:
+    """Keep the console for what the user must know: progress and remedies."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for text in (".*LeafSpec.*", ".*Total length of .* across ranks is zero.*", ".*does not have many workers.*"):
+        warnings.filterwarnings("ignore", text)
 
 
 main = verb("train")(train)

@@ -42,7 +42,7 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Preprocess:
-        """Inverse of `as_dict`; also takes open_clip's form, where `size` may be one integer and keys may be missing."""
+        """Inverse of `as_dict`; also takes open_clip's form: `size` may be one integer, keys may be missing."""
         known = {k: fields[k] for k in cls.__dataclass_fields__ if fields.get(k) is not None}
         size = known.get("size", cls.size)
         known["size"] = (size, size) if isinstance(size, int) else tuple(size)
@@ -63,6 +63,7 @@ class Batch(TypedDict, total=False):
     text: Tensor  # int64 (b, context_length) token ids
     key: list[str]  # n <= b keys of the real rows
     meta: list[dict[str, Any]]  # metadata of the real rows, where a consumer asked for it
+    skipped: int  # samples that this batch should have had, but that could not be used
     epoch: int  # epoch this batch belongs to
     position: int  # samples of the epoch consumed by all ranks once this batch is done
 

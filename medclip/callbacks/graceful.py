@@ -15,12 +15,15 @@ from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Checkpoint
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class GracefulStop(pl.Callback):
+class GracefulStop(Checkpoint):
     """Save to `path` and exit after the step in which a signal came.
+
+    A `Checkpoint` because Lightning runs those last at a step's end: the others have recorded the step by then.
 
     Args:
         path: the checkpoint that `resume=auto` goes on from.

@@ -1,8 +1,8 @@
 """Which samples each step saw, and what it made of them: the proof that a resumed run is the uninterrupted one.
 
-`callbacks=[default,stream]` writes `stream-RANK.jsonl` into the run folder: one line a batch with the epoch, the keys in
-their order, digests of pixels and tokens, and the loss to the last bit (`float.hex`). A resumed run drops the lines of the
-batches that it repeats, so two folders can be compared with `diff`.
+`callbacks=[default,stream]` writes `stream-RANK.jsonl` into the run folder: one line a batch with the epoch, the keys
+in their order, digests of pixels and tokens, and the loss to the last bit (`float.hex`). A resumed run drops the lines
+of the batches that it repeats, so two folders can be compared with `diff`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class StreamLog(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.path = self.output / f"stream-{trainer.global_rank}.jsonl"
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         lines = self.path.read_text().splitlines()[:done] if self.path.is_file() else []
         self.path.write_text("".join(f"{line}\n" for line in lines))
 

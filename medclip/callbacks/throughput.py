@@ -16,15 +16,17 @@ class Throughput(Checkpoint):
     - `speed/samples_per_second`: real samples of all ranks by wall time, validation and checkpoints left out;
     - `speed/data_wait`: share of that time between the end of a step and the arrival of the next batch on the device.
       The clock is the host's: on a GPU, which works on meanwhile, it is an upper bound of the GPU's own waiting;
-    - `data/skipped`: padding rows so far that stood for unusable samples, all ranks taken as alike.
+    - `data/skipped`: unusable samples so far, all ranks taken as alike.
 
-    A `Checkpoint` only because Lightning runs those last at a step's end: what a checkpoint costs is no data wait.
+    A `Checkpoint` only because Lightning runs those last at a step's end: what writing one costs is neither step nor
+    wait.
     """
 
     def __init__(self, window: int = 50) -> None:
         self.steps: deque[tuple[float, float, int]] = deque(maxlen=window)  # seconds, of them waiting, samples
         self.skipped = 0
         self._ended = self._arrived = 0.0
+        self._saving: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._ended = time.perf_counter()
@@ -36,15 +38,21 @@ class Throughput(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._arrived = time.perf_counter()
+        # On arrival, so that a checkpoint of this very step knows of them.
+        self.skipped += batch.get("skipped", 0) * trainer.world_size
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._saving = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        now = time.perf_counter()
+        now = self._saving or time.perf_counter()
+        self._saving = None
         real = len(batch["key"])
         self.steps.append((now - self._ended, self._arrived - self._ended, real * trainer.world_size))
-        if not trainer.is_last_batch:  # an epoch's last batch is padded for want of samples
-            self.skipped += (len(batch["text"]) - real) * trainer.world_size
         seconds, waiting, samples = (sum(column) for column in zip(*self.steps, strict=True))
         pl_module.log_dict(
             {

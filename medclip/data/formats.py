@@ -187,7 +187,8 @@ def _tiff_rgb(page: tifffile.TiffPage) -> np.ndarray:
         array = array.reshape(page.imagelength, page.imagewidth, channels)
     photometric = tifffile.PHOTOMETRIC(page.photometric)
     if photometric == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None:
-        return _scaled(page.colormap.T, 16)[array[..., 0]]
+        # Writers fill 16 bits with 256 v or 257 v; the high byte is v for both.
+        return (page.colormap.T >> 8).astype(np.uint8)[array[..., 0]]
     array = _scaled(array, page.bitspersample)
     if photometric == tifffile.PHOTOMETRIC.SEPARATED and channels >= 4:
         return np.asarray(Image.fromarray(np.ascontiguousarray(array[..., :4]), "CMYK").convert("RGB"))

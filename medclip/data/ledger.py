@@ -22,7 +22,7 @@ class Ledger:
     """Counts bad samples against good ones; `path=None` keeps the list in memory only.
 
     Args:
-        path: `skipped.jsonl`; appended to, one whole line a write, so that ranks may share it and a resumed run goes on.
+        path: `skipped.jsonl`; appended to by whole lines, so that ranks may share it and a resumed run goes on.
         max_bad_fraction: the run stops once more than this share of the samples seen was bad.
         grace: samples to see before the share is judged, so that one bad sample among the first ten stops nothing.
     """

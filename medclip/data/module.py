@@ -17,7 +17,8 @@ from medclip.data.crop import RandomCrop
 from medclip.data.ledger import Ledger
 from medclip.data.order import EpochOrder, Part, Plan
 from medclip.data.pairs import PairLoader, PairReader
-from medclip.data.sources import Source, open_sources
+from medclip.data.raw import Source
+from medclip.data.sources import open_sources, open_storage
 from medclip.types import UserError
 
 
@@ -37,7 +38,7 @@ class PairData(pl.LightningDataModule):
         max_pixels: larger images are refused before they are decoded.
         max_bad_fraction: the run stops once more than this share of samples is bad.
         drop_last: leave out the last, smaller global batch of an epoch.
-        storage: cache and retry settings of remote sources.
+        storage: `index`, `cache` and retry settings of remote sources (see `sources.open_storage`).
         output: run folder, for `skipped.jsonl`.
     """
 
@@ -78,7 +79,7 @@ class PairData(pl.LightningDataModule):
         self.max_pixels = max_pixels
         self.max_bad_fraction = max_bad_fraction
         self.drop_last = drop_last
-        self.storage = dict(storage or {})
+        self.storage_options = dict(storage or {})
         self.output = Path(output) if output is not None else None
         self.sources: list[Source] = []
         self.val_sources: list[Source] = []
@@ -86,10 +87,13 @@ class PairData(pl.LightningDataModule):
         self._resume: dict[str, Any] | None = None
 
     def setup(self, stage: str | None = None) -> None:
-        if self.sources:
+        if self.sources:  # Lightning asks once per stage
             return
-        self.sources = open_sources(self.configs, **self.storage)
-        self.val_sources = open_sources(self.val_configs, **self.storage) if self.val_configs else []
+        options = dict(self.storage_options)
+        index = options.pop("index", None)
+        self.storage = open_storage(**options)
+        self.sources = open_sources(self.configs, index=index, storage=self.storage)
+        self.val_sources = open_sources(self.val_configs, index=index, storage=self.storage)
 
     def train_dataloader(self) -> PairLoader:
         trainer = _trainer(self)
@@ -121,7 +125,9 @@ class PairData(pl.LightningDataModule):
             return []
         order = EpochOrder([Part(len(s), s.chunks, 1.0) for s in self.val_sources], seed=self.seed, shuffle=False)
         ledger = Ledger(None, max_bad_fraction=self.max_bad_fraction)
-        return [PairLoader(self._reader(self.val_sources, crop=None), order, self._plan(), ledger, workers=self.workers)]
+        return [
+            PairLoader(self._reader(self.val_sources, crop=None), order, self._plan(), ledger, workers=self.workers)
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         if self._loader is None:
@@ -164,6 +170,7 @@ class PairData(pl.LightningDataModule):
             batch_size=self.batch_size,
             exact=self.exact,
             max_pixels=self.max_pixels,
+            storage=self.storage,
         )
 
 

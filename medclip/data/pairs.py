@@ -8,6 +8,8 @@ stream is the same for any number of workers, and goes on exactly where it was a
 
 from __future__ import annotations
 
+import signal
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +26,8 @@ from medclip.data.decode import read_image
 from medclip.data.ledger import Bad, Ledger
 from medclip.data.order import EpochOrder, Plan, Ticket
 from medclip.data.prefetch import Prefetcher
-from medclip.data.sources import Source
+from medclip.data.raw import Source
+from medclip.data.storage import Storage
 from medclip.types import Batch, Preprocess, Tokenizer
 
 
@@ -42,6 +45,7 @@ class PairReader:
         batch_size: rows of every batch; missing ones are blank (see `types.Batch`).
         exact: bit-identical to open_clip's PIL transform instead of the fast path.
         max_pixels: larger images are refused before they are decoded.
+        storage: what remote sources read through.
     """
 
     sources: Sequence[Source]
@@ -53,6 +57,7 @@ class PairReader:
     batch_size: int
     exact: bool = False
     max_pixels: int = 89_000_000
+    storage: Storage | None = None
     _starts: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -88,6 +93,7 @@ class PairReader:
             image=torch.from_numpy(images).permute(0, 3, 1, 2),
             text=tokens,
             key=keys,
+            skipped=len(bad),
             epoch=ticket.epoch,
             position=ticket.position,
         )
@@ -107,6 +113,10 @@ class PairReader:
         """(url, offset, length) of a sample's bytes where they lie remote."""
         source, index = self.locate(sample)
         return self.sources[source].extents(index)
+
+    def prefetch(self, url: str, offset: int, length: int) -> None:
+        if self.storage is not None:
+            self.storage.prefetch(url, offset, length)
 
 
 class PairLoader:
@@ -152,7 +162,7 @@ class PairLoader:
         self.epoch, self.position, self.batches = (int(state[k]) for k in ("epoch", "position", "batches"))
 
     def __iter__(self) -> Iterator[Batch]:
-        prefetcher = Prefetcher(self.reader)
+        prefetcher = Prefetcher(self.reader.extents, self.reader.prefetch)
         loader = DataLoader(
             self.reader,  # pyright: ignore[reportArgumentType]  # anything with __getitem__ serves
             sampler=_Tickets(self.order, self.plan, self.epochs, self.epoch, self.position, prefetcher),  # pyright: ignore
@@ -171,10 +181,14 @@ class PairLoader:
                 self.batches += 1
                 if self.plan.count(len(self.order), self.position) == 0:
                     self.epoch, self.position = self.epoch + 1, 0
+                    if self.epoch == self.epochs:
+                        self.ledger.check(final=True)  # here: Lightning takes the last batch and never comes back
                 yield batch
         finally:
             prefetcher.close()
-        self.ledger.check(final=True)
+
+
+_AHEAD = 32  # tickets that the prefetcher sees before the workers do
 
 
 @dataclass
@@ -189,11 +203,18 @@ class _Tickets:
     prefetcher: Prefetcher
 
     def __iter__(self) -> Iterator[Ticket]:
+        ahead: deque[Ticket] = deque()
+        for ticket in self._line():
+            self.prefetcher.want(ticket.ids)
+            ahead.append(ticket)
+            if len(ahead) > _AHEAD:
+                yield ahead.popleft()
+        yield from ahead
+
+    def _line(self) -> Iterator[Ticket]:
         position = self.position
         for epoch in range(self.epoch, self.epochs):
-            for ticket in self.plan.tickets(self.order, epoch, position):
-                self.prefetcher.want(ticket.ids)
-                yield ticket
+            yield from self.plan.tickets(self.order, epoch, position)
             position = 0
 
 
@@ -202,6 +223,12 @@ def _as_is(item: Any) -> Any:
 
 
 def _one_thread(worker: int) -> None:
-    """Workers are the parallelism; library threads inside them would only fight."""
+    """Workers are the parallelism; library threads inside them would only fight.
+
+    Signals are the main process's affair: it finishes its step and saves, for which the workers must live on. They
+    leave with it, since torch's worker loop watches its parent.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)

@@ -4,8 +4,9 @@
       - {urls: "shards/{00000..00099}.tar", weight: 1, filter: '"Microscopy" in primary_label', caption: {field: txt}}
       - {table: pairs.jsonl, split: {by: case, part: train}}
       - {folder: images/, caption: false}
+      - {phantoms: {kind: xray, samples: 1000}}
 
-Keys of one: exactly one of `urls` (shards), `table` or `folder`; and, all optional,
+Keys of one: exactly one of `urls` (shards), `table`, `folder` or `phantoms`; and, all optional,
 
 | key | meaning |
 |---|---|
@@ -15,7 +16,7 @@ Keys of one: exactly one of `urls` (shards), `table` or `folder`; and, all optio
 | `filter` | see `filters` |
 | `split` | `{by: case, part: train \\| test, fraction: 0.2, seed: 0}`; a group is never in two parts |
 | `keep` | keep-list: .parquet (column `key`), .npy or .txt |
-| `image_root`, `columns`, `header` | tables only: folder of the images, names of the columns (`image`, `text`, `key`) |
+| `image_root`, `columns`, `header`, `suffix` | tables only, see `tables.open_table` |
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from medclip.data import cache as caches
 from medclip.data import index as indexes
 from medclip.data.captions import CaptionRule
 from medclip.data.folders import open_folder
+from medclip.data.generated import open_phantoms
 from medclip.data.raw import RawSample, Source
 from medclip.data.selection import apply_filter, apply_keep, apply_split
 from medclip.data.shards import ShardSource
@@ -38,8 +40,8 @@ from medclip.types import UserError
 
 __all__ = ["RawSample", "Source", "open_sources", "open_storage"]
 
-_KINDS = ("urls", "table", "folder")
-_OF_TABLES = ("image_root", "columns", "header")
+_KINDS = ("urls", "table", "folder", "phantoms")
+_OF_TABLES = ("image_root", "columns", "header", "suffix")
 _KEYS = (*_KINDS, "name", "weight", "caption", "filter", "split", "keep", *_OF_TABLES)
 
 
@@ -96,11 +98,11 @@ def _open(config: Mapping[str, Any], storage: Storage, folder: Path) -> Source:
         raise UserError(f"a source has unknown keys {sorted(map(str, unknown))}: use {', '.join(_KEYS)}")
     if len(kinds) != 1:
         raise UserError(
-            f"a source needs exactly one of urls, table and folder, this one has {kinds or 'none'}: {dict(config)}"
+            f"a source needs exactly one of {', '.join(_KINDS)}, this one has {kinds or 'none'}: {dict(config)}"
         )
     kind = kinds[0]
     target = config[kind]
-    name = str(config.get("name") or _name(target))
+    name = str(config.get("name") or (kind if kind == "phantoms" else _name(target)))
     if kind != "table" and (unfit := [key for key in _OF_TABLES if config.get(key) is not None]):
         raise UserError(f"source {name}: {', '.join(unfit)} belongs to tables, this one has {kind}")
     try:
@@ -116,8 +118,10 @@ def _open(config: Mapping[str, Any], storage: Storage, folder: Path) -> Source:
     elif kind == "table":
         options = {key: config[key] for key in _OF_TABLES if config.get(key) is not None}
         source = open_table(name, str(target), caption, weight, **options)
-    else:
+    elif kind == "folder":
         source = open_folder(name, str(target), caption, weight)
+    else:
+        source = open_phantoms(name, target, caption, weight)
     if config.get("filter"):
         source = apply_filter(source, str(config["filter"]), folder)
     if config.get("split"):

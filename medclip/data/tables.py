@@ -44,6 +44,7 @@ class TableSource:
         rows: int64, numbers of the rows that are in.
         image: column of the image's path relative to `root`.
         text: column of the caption, or None.
+        suffix: appended to the image's path.
         caption: how captions are made.
         weight: passes per epoch.
         problems: (key, reason, detail) of rows left out.
@@ -56,6 +57,7 @@ class TableSource:
     rows: np.ndarray
     image: str
     text: str | None
+    suffix: str = ""
     caption: CaptionRule = field(default_factory=CaptionRule)
     weight: float = 1.0
     problems: Problems = field(default_factory=list)
@@ -72,13 +74,12 @@ class TableSource:
 
     def read(self, i: int, *, want_meta: bool = False) -> RawSample:
         meta = self._row(i)
-        name = str(meta[self.image])
-        data = read_inside(self.root, name)
-        return RawSample(self.key(i), data, self._text(meta, name), meta)
+        data = read_inside(self.root, str(meta[self.image]) + self.suffix)
+        return RawSample(self.key(i), data, self._text(meta), meta)
 
     def fields(self, i: int) -> dict[str, Any]:
         meta = self._row(i)
-        return {"key": self.key(i), "caption": self._text(meta, str(meta[self.image]))} | meta
+        return {"key": self.key(i), "caption": self._text(meta)} | meta
 
     def extents(self, i: int) -> tuple[str, int, int] | None:
         return None
@@ -92,10 +93,10 @@ class TableSource:
     def _row(self, i: int) -> dict[str, Any]:
         return parse_json(self.table.bytes(int(self.rows[i])))
 
-    def _text(self, meta: Mapping[str, Any], image: str) -> str | None:
-        if self.text is None:
-            return None
-        value = meta.get(self.text)
+    def _text(self, meta: Mapping[str, Any]) -> str | None:
+        value = meta.get(self.text) if self.text is not None else None
+        if isinstance(value, list):
+            value = value[0] if value else None
         return None if value is None else str(value)
 
 
@@ -108,6 +109,7 @@ def open_table(
     image_root: str | None = None,
     columns: Mapping[str, str] | None = None,
     header: Sequence[str] | None = None,
+    suffix: str = "",
 ) -> TableSource:
     """A table as a source; every row becomes one sample.
 
@@ -119,6 +121,7 @@ def open_table(
         image_root: folder that the image paths are relative to; the table's own folder if None.
         columns: {image, text, key}: which columns these are, where their names are not the usual ones.
         header: column names of a CSV or TSV without a header line.
+        suffix: appended to the image column, where it holds names without an ending (ROCOv2's `ID`).
 
     Raises:
         UserError: an unreadable table, no such column, or no usable row.
@@ -143,7 +146,7 @@ def open_table(
             image = _column(name, row, columns.get("image"), _IMAGE_COLUMNS, "image")
             key = _column(name, row, columns.get("key"), _KEY_COLUMNS)
             text = _column(name, row, columns.get("text"), _CAPTION_COLUMNS, "text" if caption.needs_text else None)
-        value = row.get(image)
+        value = row.get(image or "")
         label = str((row.get(key) if key else None) or value or f"row {number}")
         if not isinstance(value, str) or not value:
             problems.append((label, "missing image", f"row {number} has no {image}"))
@@ -155,7 +158,8 @@ def open_table(
     if not kept or image is None:
         raise UserError(f"source {name}: table {path} has no usable row ({len(problems)} are bad): check its columns")
     table = Packed.of(kept)
-    return TableSource(name, root, table, Packed.of(keys), np.arange(len(kept)), image, text, caption, weight, problems)
+    rows = np.arange(len(kept))
+    return TableSource(name, root, table, Packed.of(keys), rows, image, text, suffix, caption, weight, problems)
 
 
 def _column(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from io import BytesIO
 
@@ -54,7 +55,9 @@ def collect(
             found.labels += [str(meta[i]["label"]) for i in usable]
             found.captions += [list(meta[i]["captions"]) for i in usable]
         advance(len(meta))
-    found.skipped = dict(data.skipped) | ({f"no {need}": lacking} if lacking else {})
+    found.skipped = dict(Counter(reason for _, reason, _ in data.bad))
+    if lacking:
+        found.skipped[f"no {need}"] = lacking
     if not rows:
         reasons = ", ".join(f"{count} {why}" for why, count in found.skipped.items()) or "no sample at all"
         raise UserError(f"evaluation {name!r} has nothing to evaluate ({reasons}): mend evals.{name}.data")

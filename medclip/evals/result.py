@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -40,7 +40,7 @@ class EvalData(Protocol):
     """
 
     @property
-    def skipped(self) -> Mapping[str, int]: ...  # reason -> count, complete once `batches` is exhausted
+    def bad(self) -> Sequence[tuple[str, str, str]]: ...  # (key, reason, detail), complete after `batches`
 
     def __len__(self) -> int: ...
 

@@ -60,8 +60,8 @@ class Clip(nn.Module):
     def normalise(self, image: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """uint8 pixels -> normalised, of the tower's type, in one pass; floats are taken as normalised already."""
         if image.dtype == torch.uint8:
-            return torch.addcmul(self.pixel_shift, image, self.pixel_scale)
-        return image.to(self.pixel_scale.dtype)
+            image = torch.addcmul(self.pixel_shift, image, self.pixel_scale)
+        return image.to(self.logit_scale.dtype)
 
     def encode_image(self, image: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         return _unit(self.net.encode_image(self.normalise(image)))

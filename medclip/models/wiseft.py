@@ -27,9 +27,7 @@ def blend(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], alpha: float)
     if not 0 <= alpha <= 1:
         raise UserError(f"alpha={alpha} is outside 0..1: 0 is the base, 1 the fine-tuned model")
     if lonely := sorted(base.keys() ^ tuned.keys()):
-        raise UserError(
-            f"cannot blend: {len(lonely)} keys are in one model only, e.g. {lonely[0]}: use the base it grew from"
-        )
+        raise UserError(f"cannot blend: {lonely[0]} is in one model only: give the base that the other grew from")
     for key, start in base.items():
         if start.shape != tuned[key].shape:
             raise UserError(

@@ -22,7 +22,11 @@ _HISTOLOGY: dict[str, dict[str, tuple[str, ...]]] = {
     "label": {
         "benign glandular epithelium": ("benign glandular epithelium", "normal glandular mucosa", "benign glands"),
         "adenocarcinoma": ("adenocarcinoma", "gland-forming carcinoma", "malignant glands"),
-        "squamous cell carcinoma": ("squamous cell carcinoma", "keratinising squamous carcinoma", "epidermoid carcinoma"),
+        "squamous cell carcinoma": (
+            "squamous cell carcinoma",
+            "keratinising squamous carcinoma",
+            "epidermoid carcinoma",
+        ),
         "lymphoid tissue": ("lymphoid tissue", "a dense lymphocytic infiltrate", "sheets of lymphocytes"),
         "stroma": ("stroma", "collagenous connective tissue", "fibrous tissue"),
         "smooth muscle": ("smooth muscle", "muscularis propria", "fascicles of muscle"),
@@ -115,7 +119,9 @@ def xray_captions(rng: np.random.Generator, label: str, attributes: Mapping[str,
         words = _words(pick, _XRAY, {"label": label, **attributes})
         finding = f"{words['severity']} {words['label']}" if "severity" in words else words["label"]
         if "zone" in words:
-            place = pick.choice(("in the {side} {zone}", "in the {zone} of the {side} lung", "in the {zone} on the {side}"))
+            place = pick.choice(
+                ("in the {side} {zone}", "in the {zone} of the {side} lung", "in the {zone} on the {side}")
+            )
             finding = f"{finding} {place.format(**words)}"
         elif "side" in words:
             form = pick.choice(("{0} on the {side}", "{severity} {side}-sided {label}", "{severity} {side} {label}"))

@@ -16,7 +16,7 @@ from medclip.phantoms.artefacts import ARTEFACTS, region, spoil_light, spoil_sta
 from medclip.phantoms.captions import histology_captions
 from medclip.phantoms.noise import enlarge, grain, texture
 from medclip.phantoms.nuclei import Nuclei, draw_nuclei
-from medclip.phantoms.phantom import Phantom, image_stream, region_boxes, patient_name, patient_stream
+from medclip.phantoms.phantom import Phantom, image_stream, patient_name, patient_stream, region_boxes
 from medclip.phantoms.stain import SCANNERS, batch_vectors, scan, transmit
 from medclip.phantoms.tissue import TISSUES, Plot
 
@@ -28,7 +28,12 @@ _CHROMATIN = 0.17  # relative density of the grains
 
 
 def histology_phantom(
-    seed: int, index: int, patient: int, size: int, masks: bool = False, draw: Callable[[Nuclei, float, int], np.ndarray] = draw_nuclei
+    seed: int,
+    index: int,
+    patient: int,
+    size: int,
+    masks: bool = False,
+    draw: Callable[[Nuclei, float, int], np.ndarray] = draw_nuclei,
 ) -> Phantom:
     """The histology image `index` of `patient`; `draw` is the nuclei's brush, replaced by the slow reference in tests."""
     kind = "histology"

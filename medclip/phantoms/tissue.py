@@ -153,13 +153,13 @@ def squamous_carcinoma(plot: Plot) -> Tissue:
     eosin = eosin * (1 - keratin) + keratin * plot.full(0.62 + 0.17 * whorl)
     xy = points.reshape(-1, 2)
     kept = (lookup(nest, xy, um) > 0.1) & (lookup(pearl, xy, um) < -2)
-    cells = population(
-        rng, xy[kept], a=4.9, ratio=0.8, spread=0.24, density=0.66, vesicle=0.3, ripple=0.08
-    )
+    cells = population(rng, xy[kept], a=4.9, ratio=0.8, spread=0.24, density=0.66, vesicle=0.3, ripple=0.08)
     spindle = _spindle(plot, direction, 13.0, 5.5, 0.27)
     spindle = spindle.take(lookup(nest, np.stack([spindle.x, spindle.y], 1), um) < -0.1)
     hematoxylin = 0.02 + 0.08 * inside * (1 - keratin)
-    return Tissue(hematoxylin, eosin, Nuclei.join(cells, nucleoli(cells, 1.35), spindle), [("keratin pearl", pearl[None])])
+    return Tissue(
+        hematoxylin, eosin, Nuclei.join(cells, nucleoli(cells, 1.35), spindle), [("keratin pearl", pearl[None])]
+    )
 
 
 def _pearls(plot: Plot, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -176,7 +176,9 @@ def lymphoid(plot: Plot) -> Tissue:
     xy = plot.scatter(6.9, 0.27)
     centre = lookup(pale, xy, plot.um) > 0
     small = _lymphocytes(plot, xy[~centre])
-    large = population(plot.rng, _some(plot, xy[centre], 0.8), a=3.9, ratio=0.88, spread=0.15, density=0.5, vesicle=0.45)
+    large = population(
+        plot.rng, _some(plot, xy[centre], 0.8), a=3.9, ratio=0.88, spread=0.15, density=0.5, vesicle=0.45
+    )
     eosin = 0.13 + 0.05 * plot.rough(3.0) + plot.full(0.05 * ramp(pale, 0.4))
     return Tissue(0.06 * np.ones_like(eosin), np.maximum(eosin, 0.02), Nuclei.join(small, large))
 
@@ -216,7 +218,9 @@ def necrosis(plot: Plot) -> Tissue:
     """Smudged granular eosinophilic debris, ghosts of cells, nuclear dust and a few shrunken dark nuclei."""
     rng, um = plot.rng, plot.um
     clump = smooth(rng, um / 26)
-    eosin = 0.40 + plot.full(0.09 * clump + 0.07 * smooth(rng, um / 9)) + 0.10 * plot.rough(1.6) + 0.05 * plot.rough(4.5)
+    eosin = (
+        0.40 + plot.full(0.09 * clump + 0.07 * smooth(rng, um / 9)) + 0.10 * plot.rough(1.6) + 0.05 * plot.rough(4.5)
+    )
     ghosts = _disc_cover(plot, population(rng, plot.scatter(12, 0.4), a=4.4, spread=0.25, ripple=0.12))
     eosin *= 1 - 0.22 * ghosts
     dust = _some(plot, plot.scatter(4.6, 0.5), 0.42)

@@ -29,7 +29,7 @@ class Linear(pl.LightningModule):
 
 
 class Batches:
-    """`count` batches of four rows, one of them padding; `wait` is called before each is handed out."""
+    """`count` batches of four rows, one of them for a skipped sample; `wait` is called before each is handed out."""
 
     def __init__(self, count: int, wait: Callable[[], None] = lambda: None) -> None:
         self.count, self.wait = count, wait
@@ -40,7 +40,7 @@ class Batches:
     def __iter__(self):
         for number in range(self.count):
             self.wait()
-            yield {"text": torch.full((4, 3), number), "key": [f"{number}-{row}" for row in range(3)]}
+            yield {"text": torch.full((4, 3), number), "key": [f"{number}-{row}" for row in range(3)], "skipped": 1}
 
 
 @pytest.fixture

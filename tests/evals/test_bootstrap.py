@@ -12,7 +12,7 @@ from medclip.evals.bootstrap import Bootstrap, difference, draws, group_weights,
 from medclip.evals.metrics import class_recall, confusion, macro, weighted_mean
 
 
-def mean_of(x: np.ndarray):  # noqa: ANN201
+def mean_of(x: np.ndarray):
     return lambda weights: {"mean": weighted_mean(x, weights)}
 
 

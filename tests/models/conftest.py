@@ -7,21 +7,53 @@ import socket
 from pathlib import Path
 
 import pytest
-import torch
 
-WORDS = "a the of and with no left right lung liver x ray ct mri effusion nodule normal image stain cells ##s ##ed".split()
+WORDS = [
+    "a",
+    "the",
+    "of",
+    "and",
+    "with",
+    "no",
+    "left",
+    "right",
+    "lung",
+    "liver",
+    "x",
+    "ray",
+    "ct",
+    "mri",
+    "effusion",
+    "nodule",
+    "normal",
+    "image",
+    "stain",
+    "cells",
+    "##s",
+    "##ed",
+]
 VISION = {"image_size": 32, "patch_size": 16, "layers": 2, "width": 64, "head_width": 32}
 
 
-def vit_cfg() -> dict:
+def _vit() -> dict:
     text = {"context_length": 16, "vocab_size": 49408, "layers": 1, "width": 32, "heads": 2}
     return {"embed_dim": 32, "vision_cfg": dict(VISION), "text_cfg": text}
 
 
-def siglip_cfg() -> dict:
-    cfg = vit_cfg() | {"custom_text": True, "init_logit_bias": -10.0}
+def _siglip() -> dict:
+    cfg = _vit() | {"custom_text": True, "init_logit_bias": -10.0}
     cfg["text_cfg"] |= {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}
     return cfg
+
+
+@pytest.fixture
+def vit_cfg() -> dict:
+    return _vit()
+
+
+@pytest.fixture
+def siglip_cfg() -> dict:
+    return _siglip()
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +106,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-def same_state(one: torch.nn.Module, other: torch.nn.Module) -> bool:
-    a, b = one.state_dict(), other.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+@pytest.fixture(params=["vit", "siglip", "bert"])
+def any_cfg(request: pytest.FixtureRequest) -> dict:
+    """Each of the three families in turn."""
+    return request.getfixturevalue(f"{request.param}_cfg")

@@ -42,29 +42,49 @@ HARD = [
     "İstanbul ǅ ß ẞ ſ K",  # letters whose lower case is special
     "e\u0301 combining n\u0303 vs ñ",
     "lone surrogate \ud800 here",
-    "word " * 5000,
-    "Pneumonoultramicroscopicsilicovolcanoconiosis" * 20,
+    "word " * 1000,
+    "Pneumonoultramicroscopicsilicovolcanoconiosis" * 8,
     "\\u0041 \\x41 `code` ~tilde~ {braces} [brackets] |pipe| ^caret #hash @at $5 100%",
 ]
 
 
 def _random_strings(count: int) -> list[str]:
     random.seed(7)
-    words = "cell Nucleus MRI CT's T1-weighted 3.5mm (B) <b> &amp; α µm é 🫀 it's\n\t H&E \x1b[0m IgG4 anti-CD20 don’t".split(" ")
+    words = [
+        "cell",
+        "Nucleus",
+        "MRI",
+        "CT's",
+        "T1-weighted",
+        "3.5mm",
+        "(B)",
+        "<b>",
+        "&amp;",
+        "α",
+        "µm",
+        "é",
+        "🫀",
+        "it's\n\t",
+        "H&E",
+        "\x1b[0m",
+        "IgG4",
+        "anti-CD20",
+        "don’t",
+    ]
     ranges = [(32, 126), (32, 126), (0, 255), (0x370, 0x3FF), (0x2000, 0x206F), (0x4E00, 0x4E80), (0x1F300, 0x1F600)]
     out = []
     for i in range(count):
         if i % 2:
-            out.append(" ".join(random.choices(words, k=random.randint(0, 60))))
+            out.append(" ".join(random.choices(words, k=random.randint(0, 50))))
         else:
             low, high = random.choice(ranges)
-            out.append("".join(chr(random.randint(low, high)) for _ in range(random.randint(0, 200))))
+            out.append("".join(chr(random.randint(low, high)) for _ in range(random.randint(0, 50))))
     return out
 
 
-@pytest.mark.parametrize("context_length", [8, 48, 77, 256])
-def test_ids_equal_open_clip(context_length: int):
-    texts = HARD + _random_strings(2200)
+@pytest.mark.parametrize("context_length, count", [(8, 100), (48, 100), (77, 2200), (256, 100)])
+def test_ids_equal_open_clip(context_length: int, count: int):
+    texts = HARD + _random_strings(count)
     ours = BpeTokenizer(context_length)(texts)
     theirs = REFERENCE(texts, context_length=context_length)
     wrong = [text for text, a, b in zip(texts, ours, theirs, strict=True) if not torch.equal(a, b)]
@@ -72,7 +92,7 @@ def test_ids_equal_open_clip(context_length: int):
     assert ours.dtype == torch.int64 and ours.shape == (len(texts), context_length)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.text(max_size=120) | st.text(alphabet=st.characters(max_codepoint=127), max_size=200))
 def test_ids_equal_open_clip_property(text: str):
     assert torch.equal(OURS(text), REFERENCE(text))

@@ -1,0 +1,211 @@
+"""Evaluation sets: images in file order with their label, captions and group, from any source.
+
+    EvalSet([{urls: "test/*.tar"}], label="phantom.label", captions="txt", group="patient")
+
+Fields are paths into the metadata. A folder of class folders and a CLIP_benchmark set (`cls` + `classnames.txt`) have
+the field `label`. Samples that cannot be used are skipped and listed; a set of which none can be used is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from medclip.data.bad import BadSample
+from medclip.data.captions import CaptionRule
+from medclip.data.decode import read_image
+from medclip.data.filters import has_field, lookup
+from medclip.data.ledger import Bad
+from medclip.data.raw import Source
+from medclip.data.selection import there_are
+from medclip.data.sources import open_sources
+from medclip.types import Batch, Preprocess, UserError
+
+_LOOK = 50  # samples looked at before a field counts as missing
+
+
+class EvalSet:
+    """Samples of an evaluation, for any number of models.
+
+    Args:
+        sources: configs as in `data.sources`; their `caption` is set from `captions`.
+        label: field of the class name; None for sets without classes.
+        captions: field, or rule as in `CaptionRule`, all of whose texts belong to the image; True for the text member.
+        group: field of what the bootstrap draws (patient, case); None takes every sample by itself.
+        limit: at most this many samples, drawn evenly over the set, the same every time.
+        exact: decode as open_clip's PIL transform does, bit for bit.
+        max_pixels: larger images are refused before they are decoded.
+        storage: cache and retry settings of remote sources.
+        index: folder for tar indexes; None for the user's cache folder.
+
+    Raises:
+        UserError: a field that no sample has, a bad source, or an empty set.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Mapping[str, Any]],
+        *,
+        label: str | None = None,
+        captions: str | bool | Mapping[str, Any] | None = None,
+        group: str | None = None,
+        limit: int | None = None,
+        exact: bool = True,
+        max_pixels: int = 89_000_000,
+        storage: Mapping[str, Any] | None = None,
+        index: str | Path | None = None,
+    ) -> None:
+        rule = CaptionRule.parse(captions if captions is not None else False)
+        configs = [{**source, "caption": rule} for source in sources]
+        self.sources = open_sources(configs, index=index, **(storage or {}))
+        self.problems = [problem for source in self.sources for problem in source.problems]
+        for source in self.sources:
+            fields = {"label": label, "group": group} | ({f: f for f in rule.fields} if rule.needs_meta else {})
+            for role, field in fields.items():
+                if field is not None and field != "txt":
+                    _check_field(source, role, field)
+        starts = np.cumsum([0, *(len(source) for source in self.sources)])
+        places = np.arange(starts[-1])
+        if limit is not None and limit < len(places):
+            places = np.sort(np.random.default_rng(0).permutation(len(places))[:limit])
+        if not len(places):
+            raise UserError("evaluation set is empty: give it at least one source")
+        self._reader = _Reader(self.sources, starts, places, rule, label, group, exact, max_pixels)
+        self.bad: list[Bad] = []
+
+    def __len__(self) -> int:
+        """Samples, of which some may turn out unusable."""
+        return len(self._reader.places)
+
+    def batches(self, preprocess: Preprocess, batch_size: int = 64, workers: int = 0) -> Iterator[Batch]:
+        """All samples in order, as the model wants its pixels.
+
+        Yields:
+            Batches with `image` uint8 (batch_size, 3, h, w), `key`, and `meta`: a dict a sample of label (str or None),
+            captions (list), group (str) and raw (the metadata). Rows from `len(key)` on are zeros. `self.bad`
+            lists what was left out once the iteration is over.
+
+        Raises:
+            UserError: no sample could be used.
+        """
+        self.bad = list(self.problems)
+        slots = [np.arange(first, min(first + batch_size, len(self))) for first in range(0, len(self), batch_size)]
+        loader = DataLoader(
+            _Slots(self._reader, slots, preprocess, batch_size),  # pyright: ignore[reportArgumentType]
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=_as_is,
+            worker_init_fn=_one_thread,
+        )
+        used = 0
+        for batch, bad in loader:
+            self.bad += bad
+            used += len(batch["key"])
+            if batch["key"]:
+                yield batch
+        if not used:
+            key, reason, detail = self.bad[0]
+            names = ", ".join(source.name for source in self.sources)
+            raise UserError(
+                f"evaluation set {names} is empty: all {len(self)} samples were skipped, the first ({key}) for "
+                f"{reason} {detail}: mend the source"
+            )
+
+
+@dataclass(frozen=True)
+class _Reader:
+    sources: Sequence[Source]
+    starts: np.ndarray
+    places: np.ndarray
+    rule: CaptionRule
+    label: str | None
+    group: str | None
+    exact: bool
+    max_pixels: int
+
+    def read(self, i: int, preprocess: Preprocess) -> tuple[np.ndarray, dict[str, Any]]:
+        source, index = self.locate(i)
+        raw = source.read(index, want_meta=True)
+        meta = raw.meta or {}
+        captions = self.rule.all(raw) if self.rule.wanted else []
+        if self.rule.wanted and not captions:
+            raise BadSample("empty caption", f"nothing in {', '.join(self.rule.fields)}")
+        fields = {"key": raw.key} | meta
+        about = {
+            "label": _value(fields, self.label, "label"),
+            "captions": captions,
+            "group": raw.key if self.group is None else _value(fields, self.group, "group"),
+            "raw": meta,
+        }
+        return read_image(raw.image, preprocess, exact=self.exact, max_pixels=self.max_pixels), about
+
+    def locate(self, i: int) -> tuple[Source, int]:
+        place = int(self.places[i])
+        source = int(np.searchsorted(self.starts, place, side="right")) - 1
+        return self.sources[source], place - int(self.starts[source])
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """Batch number -> batch and what was skipped for it, in whatever process asks."""
+
+    reader: _Reader
+    slots: Sequence[np.ndarray]
+    preprocess: Preprocess
+    batch_size: int
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def __getitem__(self, slot: int) -> tuple[Batch, list[Bad]]:
+        images = np.zeros((self.batch_size, *self.preprocess.size, 3), dtype=np.uint8)
+        keys: list[str] = []
+        metas: list[dict[str, Any]] = []
+        bad: list[Bad] = []
+        for i in self.slots[slot]:
+            try:
+                image, meta = self.reader.read(int(i), self.preprocess)
+            except BadSample as failure:
+                source, index = self.reader.locate(int(i))
+                bad.append((source.key(index), failure.reason, failure.detail))
+                continue
+            source, index = self.reader.locate(int(i))
+            images[len(keys)] = image
+            keys.append(source.key(index))
+            metas.append(meta)
+        return Batch(image=torch.from_numpy(images).permute(0, 3, 1, 2), key=keys, meta=metas), bad
+
+
+def _value(fields: Mapping[str, Any], name: str | None, role: str) -> str | None:
+    if name is None:
+        return None
+    value = lookup(fields, name)
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if value is None or isinstance(value, list | Mapping):
+        raise BadSample(f"missing {role}", f"{name} is {str(value)[:80]}, not one value")
+    return str(value)
+
+
+def _check_field(source: Source, role: str, field: str) -> None:
+    for i in range(min(len(source), _LOOK)):
+        try:
+            if has_field(source.fields(i), field):
+                return
+        except BadSample:
+            continue
+    raise UserError(f"evaluation set {source.name}: no field {field!r} for {role}; {there_are(source)}")
+
+
+def _as_is(item: Any) -> Any:
+    return item
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)

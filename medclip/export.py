@@ -1,0 +1,175 @@
+"""`medclip export`: a checkpoint as an open_clip folder; alone, or blended with its base (WiSE-FT).
+
+Every folder is loaded again by plain open_clip and compared before it is put in its place (`medclip.models.folder`). A
+sweep over `alpha` writes `alpha_0.25/` and so on; with evaluations configured it scores each, writes `wiseft.json` and
+`wiseft.png`, and names the best by one metric.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from omegaconf import DictConfig, ListConfig
+from rich.console import Console
+from rich.table import Table
+
+from medclip.config import atomic_write, build, output_folder, verb
+from medclip.evals.console import progress
+from medclip.evals.result import LABELS, LOWER_IS_BETTER, Evaluation
+from medclip.evals.run import evaluate_checkpoint
+from medclip.evaluate import pick_device
+from medclip.models.build import differing_keys
+from medclip.models.clip import Clip
+from medclip.models.folder import refuse_nonempty, write_folder
+from medclip.models.wiseft import blend
+from medclip.types import UserError
+
+Scores = dict[float, dict[str, float]]  # alpha -> "evaluation/metric" -> value
+
+
+def export(cfg: DictConfig) -> list[Path]:
+    """Write the folders that the config asks for, and return them.
+
+    Raises:
+        UserError: a checkpoint that cannot be loaded, a base that is another model, an output folder that is not empty.
+    """
+    _check(cfg)
+    folder = Path(str(cfg.output)).expanduser()
+    refuse_nonempty(folder)
+    clip: Clip = build(cfg.load, pretrained=cfg.checkpoint).eval()
+    if cfg.base is None:
+        _write(clip, folder, cfg.title or folder.name, f"Trained with medclip; written from `{cfg.checkpoint}`.")
+        return [folder]
+    base: Clip = build(cfg.load, pretrained=cfg.base).eval()
+    _refuse_other_model(base, clip)
+    if not isinstance(cfg.alpha, ListConfig):
+        _write_blend(base, clip, float(cfg.alpha), folder, cfg)
+        return [folder]
+    return _sweep(base, clip, cfg)
+
+
+def _check(cfg: DictConfig) -> None:
+    if (cfg.base is None) != (cfg.alpha is None):
+        raise UserError(
+            "a blend needs both base= (the model that the checkpoint grew from) and alpha= (0..1, or a list)"
+        )
+    alphas = list(cfg.alpha) if isinstance(cfg.alpha, ListConfig) else [] if cfg.alpha is None else [cfg.alpha]
+    if wrong := [a for a in alphas if not isinstance(a, int | float) or not 0 <= a <= 1]:
+        raise UserError(f"alpha={wrong[0]} is outside 0..1: 0 is the base, 1 the checkpoint")
+    if (cfg.evals or cfg.metric) and len(alphas) < 2:
+        raise UserError("evaluations score a sweep: give alpha=[0,0.25,0.5,0.75,1], or use `medclip evaluate`")
+    if cfg.metric and str(cfg.metric).split("/")[0] not in cfg.evals:
+        raise UserError(f"metric={cfg.metric} is of no configured evaluation ({', '.join(cfg.evals) or 'none'})")
+
+
+def _refuse_other_model(base: Clip, clip: Clip) -> None:
+    if keys := differing_keys(base.description["model_cfg"], clip.description["model_cfg"]):
+        raise UserError(f"base is another model than checkpoint: they differ in {', '.join(keys[:4])}")
+    if base.preprocess != clip.preprocess:
+        raise UserError(f"base wants other images than checkpoint: {base.preprocess} and {clip.preprocess}")
+
+
+def _write(clip: Clip, folder: Path, title: str, notes: str) -> None:
+    difference = write_folder(clip, folder, title=title, notes=notes)
+    Console().print(
+        f"{folder}: read back by open_clip, features differ by at most {difference:.1e}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _write_blend(base: Clip, clip: Clip, alpha: float, folder: Path, cfg: DictConfig) -> Clip:
+    """Write the blend, and return it; `clip` itself stays as it is."""
+    blended = copy.deepcopy(clip)
+    blended.net.load_state_dict(blend(base.net.state_dict(), clip.net.state_dict(), alpha))
+    notes = f"WiSE-FT blend (arXiv 2109.01903) at alpha={alpha:g} of `{cfg.base}` (0) and `{cfg.checkpoint}` (1)."
+    _write(blended, folder, cfg.title or folder.name, notes)
+    return blended
+
+
+def _sweep(base: Clip, clip: Clip, cfg: DictConfig) -> list[Path]:
+    device = pick_device(cfg.device)
+    folder = output_folder(cfg)
+    evals: dict[str, Evaluation] = {str(name): build(cfg.evals[name], name=str(name)) for name in cfg.evals}
+    folders: dict[float, Path] = {}
+    scores: Scores = {}
+    headline: list[str] = []
+    with progress() as progress_of:
+        for alpha in dict.fromkeys(float(a) for a in cfg.alpha):
+            folders[alpha] = folder / f"alpha_{alpha:g}"
+            blended = _write_blend(base, clip, alpha, folders[alpha], cfg).to(device)
+            results = evaluate_checkpoint(
+                blended,
+                evals,
+                batch_size=cfg.batch_size,
+                workers=cfg.workers,
+                on_progress=progress_of(f"alpha {alpha:g}"),
+            )
+            headline = [f"{name}/{key}" for name, result in results.items() for key in result.headline]
+            scores[alpha] = {f"{name}/{key}": value for name, r in results.items() for key, value in r.metrics.items()}
+            if cfg.metric and cfg.metric not in scores[alpha]:
+                raise UserError(f"metric={cfg.metric} is not measured: choose one of {', '.join(scores[alpha])}")
+    best = best_alpha(scores, cfg.metric) if cfg.metric else None
+    _report(folder, scores, headline, best, cfg)
+    return list(folders.values())
+
+
+def best_alpha(scores: Scores, metric: str) -> float | None:
+    """The alpha with the best `metric`; of equals the smallest, which forgets least. None where it is undefined."""
+    sign = -1 if metric.split("/", 1)[1] in LOWER_IS_BETTER else 1
+    defined = [alpha for alpha in sorted(scores) if not math.isnan(scores[alpha][metric])]
+    return max(defined, key=lambda alpha: sign * scores[alpha][metric], default=None)
+
+
+def _report(folder: Path, scores: Scores, headline: Sequence[str], best: float | None, cfg: DictConfig) -> None:
+    content = {
+        "base": str(cfg.base),
+        "checkpoint": str(cfg.checkpoint),
+        "metric": cfg.metric,
+        "best": None if best is None else {"alpha": best, "folder": f"alpha_{best:g}"},
+        "alphas": [
+            {"alpha": alpha, "folder": f"alpha_{alpha:g}", "metrics": _finite(values)}
+            for alpha, values in scores.items()
+        ],
+    }
+    atomic_write(folder / "wiseft.json", json.dumps(content, indent=2, allow_nan=False))
+    if not headline:
+        return
+    _plot(folder / "wiseft.png", scores, headline)
+    table = Table("alpha", *headline, title="WiSE-FT: 0 is the base, 1 the checkpoint")
+    for alpha, values in scores.items():
+        cells = [f"{values[key]:.3f}" for key in headline]
+        table.add_row(f"{alpha:g}" + (" (best)" if alpha == best else ""), *cells)
+    console = Console()
+    console.print(table)
+    if best is not None:
+        console.print(f"best {cfg.metric}: {folder / f'alpha_{best:g}'}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {key: None if math.isnan(value) else value for key, value in values.items()}
+
+
+def _plot(path: Path, scores: Scores, headline: Sequence[str]) -> None:
+    """One panel a headline metric, over alpha."""
+    figure = Figure(figsize=(3.6 * len(headline), 3.0), layout="constrained")
+    alphas = sorted(scores)
+    for axis, key in zip(figure.subplots(1, len(headline), squeeze=False)[0], headline, strict=True):
+        evaluation, metric = key.split("/", 1)
+        axis.plot(alphas, [scores[alpha][key] for alpha in alphas], "o-", color="#3b6ea5")
+        axis.set(title=evaluation, ylabel=LABELS.get(metric, metric), xlabel="alpha (0 base, 1 checkpoint)")
+        axis.grid(alpha=0.3)
+    part = path.with_name(f".{path.name}.part")
+    figure.savefig(part, format="png", dpi=120)
+    part.replace(path)
+
+
+main = verb("export")(export)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""The remembering encoder gives the encoder's own features, and asks it once for each distinct input."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from medclip.infer.memory import Remembering
+from medclip.types import DualEncoder, Preprocess
+
+
+class Flat:
+    preprocess = Preprocess()
+    tokenizer = None
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        self.asked.append(len(image))
+        return normalize(image.flatten(1).float() + 1, dim=-1)
+
+    encode_text = encode_image
+
+
+def test_each_distinct_row_is_embedded_once() -> None:
+    flat = Flat()
+    memory = Remembering(flat)  # type: ignore[arg-type]
+    rows = torch.randint(0, 255, (5, 3, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    first = rows[[0, 1, 0, 2]]
+    torch.testing.assert_close(memory.encode_image(first), Flat().encode_image(first))
+    second = rows[[4, 2, 3, 4, 1]]
+    torch.testing.assert_close(memory.encode_image(second), Flat().encode_image(second))
+    assert flat.asked == [3, 2]
+    assert isinstance(memory, DualEncoder)
+
+
+def test_equal_bytes_of_another_shape_or_type_are_another_input() -> None:
+    flat = Flat()
+    memory = Remembering(flat)  # type: ignore[arg-type]
+    memory.encode_image(torch.zeros(1, 3, 2, 4, dtype=torch.uint8))
+    memory.encode_image(torch.zeros(1, 3, 4, 2, dtype=torch.uint8))
+    memory.encode_image(torch.zeros(1, 3, 2, 2, dtype=torch.int16))
+    memory.encode_text(torch.zeros(1, 3, 2, 4, dtype=torch.uint8))
+    assert flat.asked == [1, 1, 1, 1]

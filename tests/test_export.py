@@ -1,0 +1,149 @@
+"""`medclip export` from checkpoint files: folders, blends, scored sweeps, and one line for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from safetensors.torch import load_file
+
+from medclip.config import CONF
+from medclip.export import best_alpha, export
+from medclip.models.clip import Clip
+from medclip.models.load import load_clip
+from medclip.models.wiseft import blend
+from medclip.types import UserError
+
+CFG = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "patch_size": 16, "layers": 1, "width": 64},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "layers": 1, "width": 32, "heads": 2},
+}
+
+
+class ToyEvaluation:
+    """A "metric" that any blend of two models has: one coordinate of one text's feature."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.data = name, range(1)
+
+    def __call__(self, clip: Clip, *, batch_size: int, workers: int, advance: object) -> SimpleNamespace:
+        with torch.no_grad():
+            value = float(clip.encode_text(clip.tokenizer(["a nodule"]))[0, 0])
+        return SimpleNamespace(metrics={"acc1": value, "auroc": float("nan")}, headline=("acc1", "auroc"))
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two Lightning checkpoints of one architecture: base and adapted."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    torch.manual_seed(0)
+    for name in ("base", "tuned"):
+        clip = load_clip(CFG)
+        state = {f"model.{key}": value for key, value in clip.state_dict().items()}
+        torch.save({"state_dict": state, "medclip": clip.description}, folder / f"{name}.ckpt")
+    return folder / "base.ckpt", folder / "tuned.ckpt"
+
+
+def config(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        return compose("export", list(overrides))
+
+
+def state(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(path / "open_clip_model.safetensors")
+
+
+def test_checkpoint_becomes_a_folder(checkpoints: tuple[Path, Path], tmp_path: Path):
+    (folder,) = export(config(f"checkpoint={checkpoints[1]}", f"output={tmp_path / 'model'}"))
+    trained = load_clip(pretrained=str(checkpoints[1])).net.state_dict()
+    written = state(folder)
+    assert written.keys() == trained.keys() and all(torch.equal(written[key], trained[key]) for key in written)
+    assert "tuned.ckpt" in (folder / "README.md").read_text()
+    with pytest.raises(UserError, match="is not empty"):
+        export(config(f"checkpoint={checkpoints[1]}", f"output={tmp_path / 'model'}"))
+
+
+def test_one_blend(checkpoints: tuple[Path, Path], tmp_path: Path):
+    base, tuned = checkpoints
+    (folder,) = export(config(f"checkpoint={tuned}", f"base={base}", "alpha=0.3", f"output={tmp_path / 'blend'}"))
+    expected = blend(*(load_clip(pretrained=str(path)).net.state_dict() for path in checkpoints), 0.3)
+    assert all(torch.equal(value, expected[key]) for key, value in state(folder).items())
+    assert "alpha=0.3" in (folder / "README.md").read_text()
+
+
+def test_scored_sweep(checkpoints: tuple[Path, Path], tmp_path: Path):
+    base, tuned = checkpoints
+    cfg = config(
+        *(f"checkpoint={tuned}", f"base={base}", "alpha=[0,0.25,1]", f"output={tmp_path / 'sweep'}"),
+        *(f"+evals.toy._target_={__name__}.ToyEvaluation", "metric=toy/acc1", "device=cpu"),
+    )
+    folders = export(cfg)
+    assert [folder.name for folder in folders] == ["alpha_0", "alpha_0.25", "alpha_1"]
+    for end, source in ((folders[0], base), (folders[2], tuned)):
+        exact = load_clip(pretrained=str(source)).net.state_dict()
+        assert all(value.numpy().tobytes() == exact[key].numpy().tobytes() for key, value in state(end).items())
+
+    found = json.loads((tmp_path / "sweep" / "wiseft.json").read_text())
+    values = {row["alpha"]: row["metrics"]["toy/acc1"] for row in found["alphas"]}
+    for folder in folders:
+        again = load_clip(pretrained=str(folder)).eval()
+        value = float(again.encode_text(again.tokenizer(["a nodule"]))[0, 0])
+        assert values[float(folder.name.removeprefix("alpha_"))] == pytest.approx(value, abs=1e-6)
+    assert found["best"]["alpha"] == max(values, key=lambda alpha: values[alpha])
+    assert found["alphas"][0]["metrics"]["toy/auroc"] is None
+    assert (tmp_path / "sweep" / "wiseft.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_best_alpha():
+    def scores(*values: float) -> dict[float, dict[str, float]]:
+        return {i / 2: {"r/acc1": v, "r/text_retrieval_median_rank": v} for i, v in enumerate(values)}
+
+    nan = float("nan")
+    assert best_alpha(scores(0.1, 0.3, 0.2), "r/acc1") == 0.5
+    assert best_alpha(scores(3, 2, 1), "r/text_retrieval_median_rank") == 1.0
+    assert best_alpha(scores(0.1, 0.3, 0.3), "r/acc1") == 0.5  # of equals the one nearer to the base
+    assert best_alpha(scores(nan, 0.1, nan), "r/acc1") == 0.5
+    assert best_alpha(scores(nan, nan, nan), "r/acc1") is None
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["alpha=0.5"], "a blend needs both base="),
+        (["base=x.ckpt"], "a blend needs both base="),
+        (["base=x.ckpt", "alpha=1.5"], "alpha=1.5 is outside 0..1"),
+        (["base=x.ckpt", "alpha=[0,half]"], "alpha=half is outside 0..1"),
+        (["base=x.ckpt", "alpha=0.5"], "checkpoint x.ckpt does not exist"),
+        (["+evals.toy._target_=x"], "evaluations score a sweep"),
+        (["base=x.ckpt", "alpha=[0,1]", "metric=toy/acc1"], "is of no configured evaluation"),
+    ],
+)
+def test_bad_words(words: list[str], message: str, checkpoints: tuple[Path, Path], tmp_path: Path):
+    with pytest.raises(UserError, match=message):
+        export(config(f"checkpoint={checkpoints[1]}", f"output={tmp_path / 'x'}", *words))
+    assert not (tmp_path / "x").exists()
+
+
+def test_base_of_another_architecture(checkpoints: tuple[Path, Path], tmp_path: Path):
+    other = load_clip(CFG | {"embed_dim": 16})
+    content = {"state_dict": {f"model.{k}": v for k, v in other.state_dict().items()}, "medclip": other.description}
+    torch.save(content, tmp_path / "other.ckpt")
+    words = [f"checkpoint={checkpoints[1]}", f"base={tmp_path / 'other.ckpt'}", "alpha=0.5", f"output={tmp_path / 'x'}"]
+    with pytest.raises(UserError, match="base is another model than checkpoint: they differ in embed_dim"):
+        export(config(*words))
+
+
+def test_command_line_says_one_line(tmp_path: Path):
+    words = ["export", f"checkpoint={tmp_path}", f"output={tmp_path / 'x'}"]
+    run = subprocess.run([sys.executable, "-m", "medclip.cli", *words], capture_output=True, text=True)
+    assert run.returncode == 2
+    lines = [line for line in run.stderr.splitlines() if line.strip()]
+    assert lines == [f"medclip export: folder {tmp_path} is no open_clip model: it has no open_clip_config.json"]
