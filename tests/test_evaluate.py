@@ -51,7 +51,8 @@ def test_two_checkpoints_end_in_a_report_and_a_table(run, tmp_path: Path, capsys
     records = json.loads((tmp_path / "out/results.json").read_text())
     assert [(r["model"], r["pretrained"]) for r in records] == [("base", "0.2"), ("adapted", "0.9"), ("third", "0.5")]
     assert records[1]["comparison"]["differences"]["acc1"]["verdict"] == "gain"
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+    written = ["config.yaml", "report.html", "results.json", "skipped.jsonl"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == written
         "config.yaml",
         "report.html",
         "results.json",
