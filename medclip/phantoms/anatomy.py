@@ -134,8 +134,8 @@ def bones(body: Body, size: int, rng: np.random.Generator, scapula: float) -> np
     if scapula > 0:
         blade = body.width + np.asarray([0.10, -0.16 - 0.1 * scapula, -0.10 - 0.1 * scapula, 0.10])
         blades = _pixels(side[:, 0] * blade, body.apex + np.asarray([0.18, 0.22, 0.72, 0.62]), size)
-        cv2.fillPoly(layers[2], blades, 70, cv2.LINE_AA, 4)
-    cv2.fillPoly(layers[2], joints, 150, cv2.LINE_AA, 4)
+        cv2.fillPoly(layers[2], list(blades), 70, cv2.LINE_AA, 4)
+    cv2.fillPoly(layers[2], list(joints), 150, cv2.LINE_AA, 4)
     cv2.fillPoly(layers[2], collar, 255, cv2.LINE_AA, 4)
     sigma = size / 260
     total = cv2.GaussianBlur(layers[2].astype(np.float32), (0, 0), sigma) * np.float32(0.12 / 255)

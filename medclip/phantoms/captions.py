@@ -2,8 +2,8 @@
 
 Every caption of an image states the same facts: a histology caption the class, the magnification, and stain strength
 and artefact where there is something to say; a chest X-ray caption the finding with severity, side and zone, and the
-view. `VOCABULARY` is the whole lexicon: no phrase of one value occurs within a phrase of another value of the same fact,
-so `facts_stated` can read a caption back.
+view. `VOCABULARY` is the whole lexicon: no phrase of one value occurs within a phrase of another value of the same
+fact, so `facts_stated` can read a caption back.
 """
 
 from __future__ import annotations

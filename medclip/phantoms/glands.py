@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from medclip.phantoms.noise import GRID, grid_axes, lattice, lookup
 
+Complex = NDArray[np.complexfloating]
 _HARMONICS = np.arange(2, 5)
 _COARSE = GRID // 2  # contours are smooth: half the usual grid is enough
 
@@ -28,7 +30,7 @@ class Glands:
     each_lumen: np.ndarray  # the same for the lumens
     centres: np.ndarray  # (n, 2)
     radius: np.ndarray  # (n,)
-    shape: np.ndarray  # (n, 3) complex Fourier coefficients of the wall
+    shape: Complex  # (n, 3) Fourier coefficients of the wall
 
     def structures(self) -> list[tuple[str, np.ndarray]]:
         """Named stacks of distance fields: every gland, and its lumen."""
@@ -44,24 +46,25 @@ class Glands:
 
     def ring(self, rng: np.random.Generator, inset: float, spacing: float) -> tuple[np.ndarray, np.ndarray]:
         """Points (n, 2) `spacing` apart on contours `inset` inside every wall, and their outward directions."""
-        points, directions = [np.empty((0, 2), np.float32)], [np.empty(0, np.float32)]
+        points: list[np.ndarray] = [np.empty((0, 2), np.float32)]
+        directions: list[np.ndarray] = [np.empty(0, np.float32)]
         for centre, radius, shape in zip(self.centres, self.radius, self.shape, strict=True):
             count = max(int(2 * np.pi * (radius - inset) / spacing), 4)
             theta = (np.arange(count) + rng.uniform(-0.15, 0.15, count)) * (2 * np.pi / count)
-            unit = np.exp(1j * theta)
+            unit: Complex = np.exp(1j * theta)
             reach = _contour(_powers(unit), np.asarray(radius), shape) - inset + rng.uniform(-0.8, 0.8, count)
             points.append(centre + np.stack([reach * unit.real, reach * unit.imag], 1))
             directions.append(theta)
         return np.concatenate(points).astype(np.float32), np.concatenate(directions).astype(np.float32)
 
 
-def _powers(unit: np.ndarray) -> list[np.ndarray]:
+def _powers(unit: Complex) -> list[Complex]:
     """Powers 2, 3, 4 of unit complex numbers: cos and sin of the harmonics."""
     square = unit * unit
     return [square, square * unit, square * square]
 
 
-def _contour(powers: list[np.ndarray], radius: np.ndarray, shape: np.ndarray) -> np.ndarray:
+def _contour(powers: list[Complex], radius: np.ndarray, shape: Complex) -> np.ndarray:
     """Contour radius for `_powers` of the direction; `radius` and `shape` (..., 3) broadcast against the powers."""
     total = np.ones(powers[0].shape, np.float32)
     for k, power in enumerate(powers):
@@ -91,6 +94,6 @@ def grow_glands(
     return Glands(um, wall, inner, each, hollow, centres, sizes, walls)
 
 
-def _coefficients(rng: np.random.Generator, count: int, uneven: float) -> np.ndarray:
+def _coefficients(rng: np.random.Generator, count: int, uneven: float) -> Complex:
     noise = rng.standard_normal((2, count, len(_HARMONICS))) * uneven * (2 / _HARMONICS)
     return (noise[0] + 1j * noise[1]).astype(np.complex64)

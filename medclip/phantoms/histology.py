@@ -35,7 +35,7 @@ def histology_phantom(
     masks: bool = False,
     draw: Callable[[Nuclei, float, int], np.ndarray] = draw_nuclei,
 ) -> Phantom:
-    """The histology image `index` of `patient`; `draw` is the nuclei's brush, replaced by the slow reference in tests."""
+    """The histology image `index` of `patient`; `draw` is the nuclei's brush, which tests replace by a slow one."""
     kind = "histology"
     rng, own = image_stream(kind, seed, index), patient_stream(kind, seed, patient)
     scanner = str(own.choice(list(SCANNERS)))
@@ -68,7 +68,8 @@ def histology_phantom(
         where = region(rng, artefact)
         structures.append((artefact, where[None]))
         spoil_stain(artefact, where, hematoxylin, eosin)
-    light = transmit(np.float32(hematoxylin), np.float32(eosin), vectors, SCANNERS[scanner])
+    densities = np.asarray(hematoxylin, np.float32), np.asarray(eosin, np.float32)
+    light = transmit(*densities, vectors, SCANNERS[scanner])
     if where is not None:
         light = spoil_light(artefact, where, light, rng)
     image = scan(light, SCANNERS[scanner], grain(rng, size, 0.7))

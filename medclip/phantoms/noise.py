@@ -130,6 +130,7 @@ def streaks(
     along = cos * x + sin * y
     start = rng.uniform(0, _BANK, 2).tolist()
     maps = cv2.merge([along / length + start[0], across / width + start[1]])
-    fibre = cv2.remap(bank(1.0), cv2.resize(maps, (size, size)), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+    bank_x, bank_y = cv2.split(cv2.resize(maps, (size, size)))
+    fibre = cv2.remap(bank(1.0), bank_x, bank_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
     slope_y, slope_x = np.gradient(across)
     return fibre, np.arctan2(slope_y, slope_x) - np.pi / 2

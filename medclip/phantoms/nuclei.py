@@ -3,7 +3,7 @@
 A nucleus has an elliptic radius q (0 at its centre, 1 at its membrane), an outline rippled by q^3 cos 3 theta, an
 optical density and a paler centre (`vesicle`: open chromatin under a dark membrane); a nucleolus is a small nucleus on
 top. Nuclei of similar size share one stack of patches; everything is merged into the canvas by maximum, which does not
-depend on the order. `reference.draw_nuclei` is the same drawing one nucleus at a time.
+depend on the order.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def nucleoli(nuclei: Nuclei, density: float = 1.5) -> Nuclei:
     )
 
 
-def reach(nuclei: Nuclei, scale: float) -> np.ndarray:
-    """Half width (n,) in whole pixels of a square that holds each nucleus with its soft edge, for `scale` pixels a um."""
+def reach(nuclei: Nuclei, scale: np.float32) -> np.ndarray:
+    """Half width (n,) in whole pixels of a square around each nucleus and its soft edge, for `scale` pixels a um."""
     soft = 0.5 * (1 + 0.25 * scale) * nuclei.a / nuclei.b
     bulge = 1 + np.abs(nuclei.ripple)
     return np.ceil(nuclei.a * scale * bulge + np.minimum(soft, 3) + 0.5).astype(np.intp)

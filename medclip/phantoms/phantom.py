@@ -68,4 +68,5 @@ def region_boxes(name: str, distances: np.ndarray, size: int) -> list[Box]:
     across, down = distances.max(1) @ enlarge > 0, distances.max(2) @ enlarge > 0  # (n, size)
     seen = np.flatnonzero(across.any(1) & down.any(1))
     edges = [(m[seen].argmax(1), size - m[seen, ::-1].argmax(1)) for m in (across, down)]
-    return [(name, *map(int, box)) for box in zip(edges[0][0], edges[1][0], edges[0][1], edges[1][1], strict=True)]
+    corners = np.stack([edges[0][0], edges[1][0], edges[0][1], edges[1][1]], 1).tolist()
+    return [(name, x0, y0, x1, y1) for x0, y0, x1, y1 in corners]

@@ -2,8 +2,8 @@
 
 A class function takes a `Plot` (random stream, field width, image size) and returns a `Tissue`. Lengths are in
 micrometres, stain densities in optical density of that stain, distances positive inside. Cell sizes follow histology
-textbooks roughly (a lymphocyte's nucleus is 6-7 um across, a carcinoma's 10-14); glands are drawn a little small so that
-one is recognisable in a high-power field.
+textbooks roughly (a lymphocyte's nucleus is 6-7 um across, a carcinoma's 10-14); glands are drawn a little small so
+that one is recognisable in a high-power field.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Plot:
 
 @dataclass
 class Tissue:
-    """Stain densities without nuclei (size, size), the nuclei, and named structures as stacks (n, g, g) of coarse distances."""
+    """Stain densities without nuclei (size, size), the nuclei, named structures as coarse distances (n, g, g)."""
 
     hematoxylin: np.ndarray
     eosin: np.ndarray
@@ -78,9 +78,17 @@ def _spindle(plot: Plot, direction: np.ndarray, spacing: float, a: float, ratio:
     )
 
 
-def _lymphocytes(plot: Plot, xy: np.ndarray, **changes: float) -> Nuclei:
-    style = {"a": 3.2, "ratio": 0.94, "spread": 0.09, "density": 0.85, "vesicle": 0.05} | changes
-    return population(plot.rng, xy, **style)
+def _lymphocytes(
+    plot: Plot,
+    xy: np.ndarray,
+    *,
+    a: float = 3.2,
+    ratio: float = 0.94,
+    spread: float = 0.09,
+    density: float = 0.85,
+    ripple: float = 0.0,
+) -> Nuclei:
+    return population(plot.rng, xy, a=a, ratio=ratio, spread=spread, density=density, vesicle=0.05, ripple=ripple)
 
 
 def _some(plot: Plot, xy: np.ndarray, share: float) -> np.ndarray:
@@ -132,10 +140,8 @@ def adenocarcinoma(plot: Plot) -> Tissue:
     hematoxylin = 0.03 + inside * (0.13 + 0.03 * plot.rough(3.0))
     soiled = plot.full(ramp(smooth(rng, plot.um / 14), 1.5)) * 0.18
     eosin = eosin * (1 - hollow) + hollow * soiled
-    return Tissue(
-        hematoxylin * (1 - 0.9 * hollow), eosin, Nuclei.join(cells, nucleoli(cells), dirt, _in_stroma(plot, glands, direction, 0.12)),
-        glands.structures(),
-    )  # fmt: skip
+    nuclei = Nuclei.join(cells, nucleoli(cells), dirt, _in_stroma(plot, glands, direction, 0.12))
+    return Tissue(hematoxylin * (1 - 0.9 * hollow), eosin, nuclei, glands.structures())
 
 
 def squamous_carcinoma(plot: Plot) -> Tissue:

@@ -73,7 +73,7 @@ def xray_phantom(seed: int, index: int, patient: int, size: int, masks: bool = F
 
 
 def _develop(picture: np.ndarray, contrast: float, bright: float, noise: float, rng: np.random.Generator) -> np.ndarray:
-    """Attenuation to 8-bit grey levels: quantum noise, which is stronger where fewer photons arrive, and a film curve."""
+    """Attenuation to 8-bit grey levels: quantum noise, stronger where fewer photons arrive, and a film curve."""
     size = len(picture)
     quanta = grain(rng, size, 0.7) * (np.float32(noise) * (0.5 + picture))
     grey = (picture + quanta - np.float32(0.43)) * np.float32(1.05 * contrast) + np.float32(0.5 + bright)
