@@ -7,7 +7,7 @@ whole sentences each time instead; `fit: lead` keeps the first whole sentences.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -57,8 +57,8 @@ class CaptionRule:
             raise UserError("caption.fields is empty: name at least one field")
 
     @classmethod
-    def parse(cls, config: CaptionRule | Mapping[str, Any] | str | bool | None) -> CaptionRule:
-        """From a config: a field's name, `{field | fields, choose, fit}`, or False for none.
+    def parse(cls, config: CaptionRule | Mapping[str, Any] | Sequence[str] | str | bool | None) -> CaptionRule:
+        """From a config: a field's name, several, `{field | fields, choose, fit}`, or False for none.
 
         Raises:
             UserError: an unknown key or value.
@@ -71,6 +71,8 @@ class CaptionRule:
             return cls(wanted=False)
         if isinstance(config, str):
             return cls((config,))
+        if not isinstance(config, Mapping):
+            config = {"fields": config}
         if unknown := set(config) - {"field", "fields", "choose", "fit"}:
             raise UserError(f"caption has unknown keys {sorted(unknown)}: use field, fields, choose and fit")
         given = config.get("fields", config.get("field", _TEXT))
