@@ -63,12 +63,14 @@ def build_chest(body: Body, ratio: float, sink: float) -> Chest:
     wall = inner - np.abs(x)
     level = body.dome + sink + 0.05 * (x > 0)
     dome = level + 0.27 * (np.abs(np.abs(x) - 0.36) / 0.4) ** 2.4 - y
-    mediastinum = 0.115 + 0.05 * np.exp(-(((y + 0.5) / 0.3) ** 2)) + 0.03 * np.exp(-(((y - 0.02) / 0.12) ** 2))
+    # the heart rests on the diaphragm: no lung shows through between them beside the spine
+    base = 0.14 * ramp(y - (level - 0.06), 0.24)
+    mediastinum = base + 0.115 + 0.05 * np.exp(-(((y + 0.5) / 0.3) ** 2)) + 0.03 * np.exp(-(((y - 0.02) / 0.12) ** 2))
     # the heart: two thirds on the patient's left, pointing down and outwards
     span = 2 * ratio * body.width
     right, left = 0.34 * span, 0.66 * span
     centre, half = (left - right) / 2, span / 2
-    lean = 0.30 * (x - centre)
+    lean = 0.22 * (x - centre)
     heart = 1 - np.hypot((x - centre) / half, (y - (level - 0.16 - 0.15 * half + lean)) / (0.11 + 0.5 * half))
     medial = np.minimum(np.abs(x) - mediastinum, -heart * half)
     knob = 0.075 - np.hypot(x - 0.13, y + 0.30)
@@ -86,12 +88,12 @@ def soft_tissue(chest: Chest) -> np.ndarray:
         shoulder * ramp(1.15 * body.width + 0.13 + 0.35 * np.clip(-0.35 - y, 0, 1) - np.abs(x), 0.04), neck
     )
     tissue = 0.50 + 0.05 * body.stout - 0.12 * np.clip(np.abs(x) - 0.55, 0, 1)
-    tissue = tissue + 0.16 * np.exp(-((x / 0.16) ** 2)) + 0.16 * body.stout * ramp(y - 0.45, 0.5)
+    tissue = tissue + 0.10 * np.exp(-((x / 0.16) ** 2)) + 0.13 * body.stout * ramp(y - 0.45, 0.5)
     if body.breasts:
         breast = ramp(0.30 - np.hypot(np.abs(x) - 0.44, 0.85 * (y - 0.26)), 0.12)
         tissue = tissue + 0.07 * body.stout * breast * ramp(y - 0.1, 0.4)
     tissue -= chest.lung * (0.40 - 0.05 * body.stout + 0.05 * ramp(chest.wall - 0.12, 0.3))
-    tissue += 0.07 * chest.heart
+    tissue += 0.06 * chest.heart
     stomach = ramp(0.10 - np.hypot(0.8 * (x - 0.38), y - (body.dome + 0.22)), 0.06)
     tissue -= 0.13 * stomach * ramp(-chest.dome, 0.03)
     vertebrae = 0.5 + 0.5 * np.cos((y - body.apex) * (2 * np.pi / 0.165))
@@ -144,7 +146,9 @@ def bones(body: Body, size: int, rng: np.random.Generator, scapula: float) -> np
         # a rib is a tube: its cortex, the rim, shows brighter than its middle
         middle = cv2.blur(rib, (1 + 2 * (size // 64),) * 2)
         total += cv2.addWeighted(rib, 1.5 * weight / 255, middle, -0.6 * weight / 255, 0)
-    return total
+    # below the diaphragm bone hardly differs from what lies around it
+    y = (np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1
+    return total * (1 - 0.7 * ramp(y - np.float32(body.dome + 0.12), 0.3))[:, None]
 
 
 def vessels(size: int, rng: np.random.Generator) -> np.ndarray:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from medclip.phantoms.noise import GRID, grid_axes, lattice, lookup
+from medclip.phantoms.noise import GRID, grid_axes, lattice
 
 Complex = NDArray[np.complexfloating]
 _HARMONICS = np.arange(2, 5)
@@ -36,23 +36,20 @@ class Glands:
         """Named stacks of distance fields: every gland, and its lumen."""
         return [("gland", self.each), ("lumen", np.minimum(self.each, self.each_lumen))]
 
-    def outward(self, xy: np.ndarray) -> np.ndarray:
-        """Direction (n,) in radians from the nearest gland's centre to points (n, 2)."""
-        if not len(self.centres) or not len(xy):
-            return np.zeros(len(xy), np.float32)
-        owner = lookup(self.each.argmax(0), xy, self.um)
-        away = xy - self.centres[owner]
-        return np.arctan2(away[:, 1], away[:, 0])
+    def ring(
+        self, rng: np.random.Generator, inset: float, spacing: float, stagger: float = 0.8
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Points (n, 2) `spacing` apart on contours `inset` inside every wall, in and out by up to `stagger`.
 
-    def ring(self, rng: np.random.Generator, inset: float, spacing: float) -> tuple[np.ndarray, np.ndarray]:
-        """Points (n, 2) `spacing` apart on contours `inset` inside every wall, and their outward directions."""
+        Also their outward directions (n,).
+        """
         points: list[np.ndarray] = [np.empty((0, 2), np.float32)]
         directions: list[np.ndarray] = [np.empty(0, np.float32)]
         for centre, radius, shape in zip(self.centres, self.radius, self.shape, strict=True):
             count = max(int(2 * np.pi * (radius - inset) / spacing), 4)
             theta = (np.arange(count) + rng.uniform(-0.15, 0.15, count)) * (2 * np.pi / count)
             unit: Complex = np.exp(1j * theta)
-            reach = _contour(_powers(unit), np.asarray(radius), shape) - inset + rng.uniform(-0.8, 0.8, count)
+            reach = _contour(_powers(unit), np.asarray(radius), shape) - inset + rng.uniform(-stagger, stagger, count)
             points.append(centre + np.stack([reach * unit.real, reach * unit.imag], 1))
             directions.append(theta)
         return np.concatenate(points).astype(np.float32), np.concatenate(directions).astype(np.float32)

@@ -124,15 +124,15 @@ def benign_gland(plot: Plot) -> Tissue:
 def adenocarcinoma(plot: Plot) -> Tissue:
     """Crowded, irregular, fused glands with ragged lumens; stratified large pleomorphic nuclei; dirty necrosis."""
     rng = plot.rng
-    glands = grow_glands(rng, plot.um, spacing=60, radius=33, lumen=0.36, uneven=0.17)
+    glands = grow_glands(rng, plot.um, spacing=66, radius=33, lumen=0.40, uneven=0.16)
     matrix, direction = _fibrous(plot, 0.30, 6, 0.9, 0.35)
     inside, hollow = ramp(plot.full(glands.wall), 1.5), ramp(plot.full(glands.lumen), 1.5)
-    xy = plot.scatter(8.8, 0.33)
-    depth = lookup(glands.wall, xy, plot.um)
-    xy = xy[(depth > 3) & (lookup(glands.lumen, xy, plot.um) < -6)]
+    rows = [glands.ring(rng, inset, spacing, 2.2) for inset, spacing in ((6.0, 6.2), (13.0, 8.0))]
+    xy, outward = np.concatenate([row[0] for row in rows]), np.concatenate([row[1] for row in rows])
+    kept = lookup(glands.lumen, xy, plot.um) < -4
     cells = population(
-        rng, xy, a=5.3, ratio=0.68, spread=0.2, density=0.6, angle=glands.outward(xy), turn=0.5,
-        vesicle=0.45, ripple=0.13,
+        rng, xy[kept], a=5.6, ratio=0.62, spread=0.2, density=0.62, angle=outward[kept], turn=0.35,
+        vesicle=0.4, ripple=0.13,
     )  # fmt: skip
     debris = _some(plot, plot.scatter(3.2, 0.5), 0.3)
     dirt = _lymphocytes(plot, debris[lookup(glands.lumen, debris, plot.um) > 4], a=1.0, spread=0.4, density=0.6)
@@ -151,29 +151,31 @@ def squamous_carcinoma(plot: Plot) -> Tissue:
     border = cell_borders(points, 13.0, um)
     nest = smooth(rng, um / 50) + 1.1
     pearls = rng.uniform(0.15, 0.85, (1 + int(um > 200), 2)) * um
-    pearl, whorl = _pearls(plot, pearls)
+    each, whorl = _pearls(plot, pearls)
+    pearl = each.max(0)
     inside, keratin = ramp(plot.full(nest), 0.15), ramp(plot.full(pearl), 3)
     matrix, direction = _fibrous(plot, 0.25, 6, 0.8, 0.3)
     cell = 0.40 * (1 + 0.2 * plot.full(smooth(rng, um / 20))) * (0.45 + 0.55 * ramp(plot.full(border) - 0.7, 1.2))
     eosin = matrix * (1 - inside) + inside * cell
-    eosin = eosin * (1 - keratin) + keratin * plot.full(0.62 + 0.17 * whorl)
+    eosin = eosin * (1 - keratin) + keratin * plot.full(0.62 + 0.13 * whorl)
     xy = points.reshape(-1, 2)
     kept = (lookup(nest, xy, um) > 0.1) & (lookup(pearl, xy, um) < -2)
     cells = population(rng, xy[kept], a=4.9, ratio=0.8, spread=0.24, density=0.66, vesicle=0.3, ripple=0.08)
     spindle = _spindle(plot, direction, 13.0, 5.5, 0.27)
-    spindle = spindle.take(lookup(nest, np.stack([spindle.x, spindle.y], 1), um) < -0.1)
+    at = np.stack([spindle.x, spindle.y], 1)
+    spindle = spindle.take((lookup(nest, at, um) < -0.1) & (lookup(pearl, at, um) < -5))
     hematoxylin = 0.02 + 0.08 * inside * (1 - keratin)
-    return Tissue(
-        hematoxylin, eosin, Nuclei.join(cells, nucleoli(cells, 1.35), spindle), [("keratin pearl", pearl[None])]
-    )
+    return Tissue(hematoxylin, eosin, Nuclei.join(cells, nucleoli(cells, 1.35), spindle), [("keratin pearl", each)])
 
 
 def _pearls(plot: Plot, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distance field and onion-skin pattern (GRID, GRID) of keratin pearls."""
+    """Distance fields (n, GRID, GRID) of keratin pearls, and their onion-skin pattern (GRID, GRID)."""
     x, y = grid_axes(plot.um)
     wobble = 1 + 0.12 * smooth(plot.rng, plot.um / 22)
-    away = np.min([np.hypot(x - cx, 1.25 * (y - cy)) for cx, cy in centres], 0) * wobble
-    return plot.rng.uniform(15, 21) - away, np.cos(away * (2 * np.pi / 4.6))
+    away = np.stack([np.hypot(x - cx, 1.25 * (y - cy)) for cx, cy in centres]) * wobble
+    uneven = 1.1 * smooth(plot.rng, plot.um / 9)  # lamellae split and merge
+    lamellae = np.cos((away.min(0) + uneven) * (2 * np.pi / 3.8))
+    return np.float32(plot.rng.uniform(15, 21)) - away, lamellae
 
 
 def lymphoid(plot: Plot) -> Tissue:
@@ -214,8 +216,11 @@ def adipose(plot: Plot) -> Tissue:
     membrane = ramp(plot.full(thickness - border), width) * min(1.0, 1.8 / width)
     xy = rng.uniform(0, um, (2500, 2))
     xy = xy[lookup(border, xy, um) < 1.0][: round((um / 26) ** 2)]
-    slope_y, slope_x = np.gradient(cv2.GaussianBlur(border, (0, 0), 2.0))
-    along = lookup(np.arctan2(slope_y, slope_x) + np.pi / 2, xy, um)
+    # a membrane is where distances meet, so slopes cancel there: average their squares (the structure tensor) instead
+    slope_y, slope_x = np.gradient(border)
+    squares = slope_x**2 - slope_y**2, 2 * slope_x * slope_y
+    even, odd = (cv2.GaussianBlur(square, (0, 0), 3.0 * GRID / um + 0.8) for square in squares)
+    along = lookup(0.5 * np.arctan2(odd, even) + np.pi / 2, xy, um)
     nuclei = population(rng, xy, a=4.6, ratio=0.3, spread=0.2, density=0.6, angle=along, turn=0.1)
     return Tissue(0.05 * membrane, 0.008 + 0.36 * membrane, nuclei)
 
