@@ -70,7 +70,7 @@ class PairReader:
 
     def __getitem__(self, ticket: Ticket) -> tuple[Batch, list[Bad]]:
         height, width = self.preprocess.size
-        images = np.zeros((self.batch_size, height, width, 3), dtype=np.uint8)
+        images = np.zeros((self.batch_size, 3, height, width), dtype=np.uint8)  # planes, as the fast path has them
         keys: list[str] = []
         texts: list[str] = []
         bad: list[Bad] = []
@@ -83,14 +83,14 @@ class PairReader:
             except BadSample as error:
                 bad.append((key, error.reason, error.detail))
                 continue
-            images[len(keys)] = image
+            images[len(keys)] = image.transpose(2, 0, 1)
             keys.append(key)
             texts.append(text)
         tokens = torch.zeros((self.batch_size, self.tokenizer.context_length), dtype=torch.int64)
         if texts:
             tokens[: len(texts)] = self.tokenizer(texts)
         batch = Batch(
-            image=torch.from_numpy(images).permute(0, 3, 1, 2),
+            image=torch.from_numpy(images),
             text=tokens,
             key=keys,
             skipped=len(bad),
@@ -124,6 +124,16 @@ class PairLoader:
 
     Lightning sees the run as a single epoch of `len(loader)` batches, of which those before a resume count as done:
     its own bookkeeping then holds whatever number of ranks or batch size the run goes on with.
+
+    Args:
+        reader: makes the batches.
+        order: of each epoch.
+        plan: this rank's share.
+        ledger: of bad samples.
+        epochs: of the run.
+        workers: reader processes; 0 reads in this one.
+        prefetch: batches that each worker has ready.
+        anew: every iteration begins with the first batch again, as validation wants it.
     """
 
     def __init__(
@@ -136,6 +146,7 @@ class PairLoader:
         epochs: int = 1,
         workers: int = 0,
         prefetch: int = 4,
+        anew: bool = False,
     ) -> None:
         self.reader = reader
         self.order = order
@@ -144,12 +155,15 @@ class PairLoader:
         self.epochs = epochs
         self.workers = workers
         self.prefetch = prefetch
+        self.anew = anew
         self.epoch = 0
         self.position = 0
         self.batches = 0
 
     def __len__(self) -> int:
         """Batches of the whole run: those done before a resume, in whatever size they were, and those to come."""
+        if self.anew:
+            return self.epochs * self.plan.count(len(self.order))
         if self.epoch >= self.epochs:
             return self.batches
         rest = self.plan.count(len(self.order), self.position)
@@ -162,6 +176,8 @@ class PairLoader:
         self.epoch, self.position, self.batches = (int(state[k]) for k in ("epoch", "position", "batches"))
 
     def __iter__(self) -> Iterator[Batch]:
+        if self.anew:
+            self.epoch = self.position = self.batches = 0
         prefetcher = Prefetcher(self.reader.extents, self.reader.prefetch)
         loader = DataLoader(
             self.reader,  # pyright: ignore[reportArgumentType]  # anything with __getitem__ serves
