@@ -34,6 +34,7 @@ PEER = ROOT / ".venv" / "bench-peer"
 PEER_PACKAGES = ("webdataset==0.2.86", "braceexpand")
 PER_SHARD = 128
 BATCH = 64
+TOWER = {"width": 64, "layers": 1}
 MAX_DRIFT = 1.0  # mean difference to the exact path, in levels of 255
 
 
@@ -134,26 +135,29 @@ def ours(shards: list[Path], workers: int) -> Callable[[], int]:
     from medclip.data.order import EpochOrder, Part, Plan
     from medclip.data.pairs import PairLoader, PairReader
     from medclip.data.sources import open_sources, open_storage
-    from medclip.models.tokenizer import BpeTokenizer
-    from medclip.types import Preprocess
+    from medclip.models.load import load_clip
 
-    preprocess = Preprocess()
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preprocess.mean, preprocess.std))
-    scale, shift = 1 / (255 * std), -mean / std
-    tokenizer = BpeTokenizer()
+    model = load_clip({"embed_dim": 8, "vision_cfg": TOWER | {"patch_size": 32}, "text_cfg": TOWER})  # for its pixels
 
     def work() -> int:
         storage = open_storage()
         config = {"urls": [str(path) for path in shards]}
         (source,) = sources = open_sources([config], index=SHARDS / "index", storage=storage)
         reader = PairReader(
-            sources, [source.caption], preprocess, tokenizer, RandomCrop(), seed=0, batch_size=BATCH, storage=storage
+            sources,
+            [source.caption],
+            model.preprocess,
+            model.tokenizer,
+            RandomCrop(),
+            seed=0,
+            batch_size=BATCH,
+            storage=storage,
         )
         order = EpochOrder([Part(len(source), source.chunks)], seed=0)
         seen = 0
         for batch in PairLoader(reader, order, Plan(BATCH), Ledger(None, max_bad_fraction=0.0), workers=workers):
             assert "image" in batch and "text" in batch and "key" in batch
-            image = torch.addcmul(shift, batch["image"], scale)  # Clip.normalise
+            image = model.normalise(batch["image"])
             assert image.dtype == torch.float32 and batch["text"].shape == (BATCH, 77)
             seen += len(batch["key"])
         return seen
