@@ -14,12 +14,11 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 Fetch = Callable[[str, int, int], bytes]
-_STRIPES = 256  # lock files; two blocks that share one only wait for each other
 _ABANDONED = 600.0  # seconds after which a part-written block belongs to nobody
 
 
@@ -43,7 +42,9 @@ class BlockCache:
     block: int = 4 << 20
 
     def __post_init__(self) -> None:
-        (self.folder / "locks").mkdir(parents=True, exist_ok=True, mode=0o700)
+        # For the user alone: what a token opened is not for everyone on the node.
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (self.folder / "locks").mkdir(exist_ok=True)
 
     def read(self, url: str, tag: str, size: int, offset: int, length: int, fetch: Fetch) -> bytes:
         """Bytes `offset .. offset + length` of `url`, whose content is known by `tag` and has `size` bytes."""
@@ -66,9 +67,11 @@ class BlockCache:
         whole = min(self.block, size - number * self.block)
         if (piece := _read(path, whole, first, last)) is not None:
             return piece
-        with self._lock(f"{int(path.name[:2], 16) % _STRIPES:02x}"):  # whoever comes second finds the block here
+        with ExitStack() as held:
+            with suppress(OSError):  # a full or read-only disk costs only the caching
+                held.enter_context(self._lock(path.name[:2]))
             if (piece := _read(path, whole, first, last)) is not None:
-                return piece
+                return piece  # whoever comes second finds the block here
             content = fetch(url, number * self.block, whole)
             self._write(path, content)
         return content[first:last]
@@ -78,7 +81,9 @@ class BlockCache:
         return self.folder / name[:2] / name
 
     def _write(self, path: Path, content: bytes) -> None:
-        """Keep a block; a full or read-only disk only costs the caching."""
+        """Keep a block if there is room and the disk allows it."""
+        if len(content) > int(self.max_gb * 1e9):
+            return
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
             self._reserve(len(content))
@@ -86,7 +91,8 @@ class BlockCache:
             part.write_bytes(content)
             part.replace(path)
         except OSError:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
 
     def _reserve(self, count: int) -> None:
         cap = int(self.max_gb * 1e9)
@@ -123,6 +129,7 @@ class BlockCache:
 
     @contextmanager
     def _lock(self, name: str) -> Iterator[None]:
+        """One of 256 lock files for blocks: two that share one only wait for each other."""
         # Opened anew each time: a lock belongs to the open file, so it holds between threads too.
         with (self.folder / "locks" / f"{name}.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -135,7 +142,8 @@ def _read(path: Path, whole: int, first: int, last: int) -> bytes | None:
         with path.open("rb", buffering=0) as file:
             if os.fstat(file.fileno()).st_size != whole:
                 return None
-            os.utime(file.fileno())  # used now: what eviction goes by
+            with suppress(OSError):
+                os.utime(file.fileno())  # used now: what eviction goes by
             return os.pread(file.fileno(), last - first, first)
-    except FileNotFoundError:
+    except OSError:
         return None

@@ -41,12 +41,14 @@ class CaptionRule:
         choose: `random` one of those present, the `first`, or `all` joined by a space.
         fit: cut to whole sentences that fit the tokenizer's context: `lead` or `random`; None leaves cutting to it.
         wanted: False where captions are not needed (labelled sets).
+        lines: every line of a text is a caption of its own, as in CLIP_benchmark's retrieval sets.
     """
 
     fields: tuple[str, ...] = (_TEXT,)
     choose: str = "first"
     fit: str | None = None
     wanted: bool = True
+    lines: bool = False
 
     def __post_init__(self) -> None:
         if self.choose not in ("random", "first", "all"):
@@ -58,7 +60,7 @@ class CaptionRule:
 
     @classmethod
     def parse(cls, config: CaptionRule | Mapping[str, Any] | Sequence[str] | str | bool | None) -> CaptionRule:
-        """From a config: a field's name, several, `{field | fields, choose, fit}`, or False for none.
+        """From a config: a field's name, several, `{field | fields, choose, fit, lines}`, or False for none.
 
         Raises:
             UserError: an unknown key or value.
@@ -71,19 +73,28 @@ class CaptionRule:
             return cls(wanted=False)
         if isinstance(config, str):
             return cls((config,))
+        if not isinstance(config, Mapping | Sequence):
+            raise UserError(f"caption is {config!r}: give a field's name, several, or false for none")
         if not isinstance(config, Mapping):
             config = {"fields": config}
-        if unknown := set(config) - {"field", "fields", "choose", "fit"}:
-            raise UserError(f"caption has unknown keys {sorted(unknown)}: use field, fields, choose and fit")
+        if unknown := set(config) - {"field", "fields", "choose", "fit", "lines"}:
+            raise UserError(f"caption has unknown keys {sorted(unknown)}: use field, fields, choose, fit and lines")
         given = config.get("fields", config.get("field", _TEXT))
-        fields = (given,) if isinstance(given, str) else tuple(given)
+        fields = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
         fit = {True: "random", False: None}.get(config["fit"], config["fit"]) if "fit" in config else None
-        return cls(fields, config.get("choose", "random" if len(fields) > 1 else "first"), fit)
+        lines = bool(config.get("lines", False))
+        choose = config.get("choose", "random" if len(fields) > 1 or lines else "first")
+        return cls(tuple(map(str, fields)), choose, fit, lines=lines)
 
     @property
     def needs_text(self) -> bool:
         """Whether the text member alone decides if there is a caption."""
         return self.wanted and self.fields == (_TEXT,)
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether the text member is one of the texts."""
+        return _TEXT in self.fields
 
     @property
     def needs_meta(self) -> bool:
@@ -95,8 +106,9 @@ class CaptionRule:
         for field in self.fields:
             value = raw.text if field == _TEXT else lookup(raw.meta or {}, field)
             for item in value if isinstance(value, list) else [value]:
-                if item is not None and (text := clean(str(item))):
-                    texts[text] = None
+                for part in str(item).splitlines() if self.lines else [str(item)]:
+                    if item is not None and (text := clean(part)):
+                        texts[text] = None
         return list(texts)
 
     def pick(self, raw: RawSample, rng: np.random.Generator, tokenizer: Counter | Any | None = None) -> str:

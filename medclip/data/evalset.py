@@ -41,8 +41,8 @@ class EvalSet:
         limit: at most this many samples, drawn evenly over the set, the same every time.
         exact: decode as open_clip's PIL transform does, bit for bit.
         max_pixels: larger images are refused before they are decoded.
-        storage: cache and retry settings of remote sources.
-        index: folder for tar indexes; None for the user's cache folder.
+        storage: `index`, `cache` and retry settings, as in `data.storage`.
+        index: folder for tar indexes; None for that of `storage`, else the user's cache folder.
 
     Raises:
         UserError: a field that no sample has, a bad source, or an empty set.
@@ -63,12 +63,17 @@ class EvalSet:
     ) -> None:
         rule = CaptionRule.parse(captions if captions is not None else False)
         configs = [{**source, "caption": rule} for source in sources]
-        self.sources = open_sources(configs, index=index, **(storage or {}))
+        options = dict(storage or {})
+        index = options.pop("index", None) if index is None else index
+        self.sources = open_sources(configs, index=index, **options)
         self.problems = [problem for source in self.sources for problem in source.problems]
         for source in self.sources:
-            fields = {"label": label, "group": group} | ({f: f for f in rule.fields} if rule.needs_meta else {})
-            for role, field in fields.items():
-                if field is not None and field != "txt":
+            fields = [("the label", label), ("the group", group)]
+            if rule.needs_meta and not rule.takes_text:
+                # Of several caption fields one may be enough: only where none is there something is wrong.
+                fields += [("the captions", f) for f in rule.fields] if len(rule.fields) == 1 else []
+            for role, field in fields:
+                if field is not None:
                     _check_field(source, role, field)
         starts = np.cumsum([0, *(len(source) for source in self.sources)])
         places = np.arange(starts[-1])
@@ -140,7 +145,8 @@ class _Reader:
         about = {
             "label": _value(fields, self.label, "label"),
             "captions": captions,
-            "group": raw.key if self.group is None else _value(fields, self.group, "group"),
+            # Keys repeat between sources, and in some sets between shards.
+            "group": f"{i}:{raw.key}" if self.group is None else _value(fields, self.group, "group"),
             "raw": meta,
         }
         return read_image(raw.image, preprocess, exact=self.exact, max_pixels=self.max_pixels), about

@@ -74,7 +74,7 @@ class Filter:
     """
 
     def __init__(self, text: str) -> None:
-        self.text = " ".join(text.split())
+        self.text = text.replace("\n", " ").strip()  # several lines in a yaml are one expression
         self.names: set[str] = set()
         if len(self.text) > _MAX_LENGTH:
             raise UserError(
@@ -115,8 +115,8 @@ class Filter:
                 return lambda meta: [item(meta) for item in items]
             case ast.BoolOp(op=op, values=values):
                 parts = [self._compile(value) for value in values]
-                together = all if isinstance(op, ast.And) else any
-                return lambda meta: together(part(meta) for part in parts)
+                until = isinstance(op, ast.Or)
+                return lambda meta: _either(parts, until, meta)
             case ast.UnaryOp(op=ast.Not(), operand=operand):
                 inner = self._compile(operand)
                 return lambda meta: not inner(meta)
@@ -171,6 +171,16 @@ def _arithmetic(act: Callable[[Any, Any], Any], first: Any, second: Any) -> Any:
         return act(first, second)
     except (ZeroDivisionError, OverflowError):
         return None
+
+
+def _either(parts: list[Value], until: bool, meta: Mapping[str, Any]) -> Any:
+    """Python's `or` (until=True) and `and`: the first value that decides, so that `(a or b) == "x"` works."""
+    value = None
+    for part in parts:
+        value = part(meta)
+        if bool(value) is until:
+            break
+    return value
 
 
 def _chain(values: list[Any], tests: list[Callable[[Any, Any], bool]]) -> bool:

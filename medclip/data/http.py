@@ -6,6 +6,7 @@ file with status 200. All of these are tried again; only bytes that the answer's
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import threading
@@ -102,12 +103,13 @@ def _retry_after(value: str | None) -> float | None:
     if not value:
         return None
     try:
-        return max(0.0, float(value))
+        seconds = float(value)
     except ValueError:
         try:
-            return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-        except ValueError:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, OverflowError):
             return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
 def _is_hub(url: str) -> bool:

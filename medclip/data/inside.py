@@ -20,13 +20,14 @@ def read_inside(root: str, name: str) -> bytes:
             raise BadSample("unsafe path", f"{name} leads out of {root}: set image_root to a folder that holds it")
         # Without waiting for a writer, should it be a pipe.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise BadSample("missing image", f"{name} is no regular file")
     except FileNotFoundError:
         raise BadSample("missing image", f"{name} is not in {root}") from None
     except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
         raise BadSample("read error", f"{name}: {error}") from None
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise BadSample("missing image", f"{name} is no regular file")
         try:
             return file.read()
         except OSError as error:

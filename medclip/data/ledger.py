@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import orjson
@@ -34,13 +35,9 @@ class Ledger:
         self.seen = 0
         self.reasons: Counter[str] = Counter()
         self.keys: set[str] = set()
-        if path is not None and path.exists():
-            # A line that a killed run left unfinished is passed over; its sample is met again.
-            for line in path.read_bytes().splitlines():
-                try:
-                    self.keys.add(orjson.loads(line)["key"])
-                except (orjson.JSONDecodeError, KeyError, TypeError):
-                    continue
+        self._read = 0  # bytes of the file that are known
+        self._whole = True  # whether these end with a line's end
+        self._catch_up()
 
     @property
     def bad(self) -> int:
@@ -53,26 +50,64 @@ class Ledger:
             UserError: more than `max_bad_fraction` of all samples seen is bad.
         """
         self.seen += seen
-        lines = b""
-        for key, reason, detail in bad:
-            self.reasons[reason] += 1
-            if key not in self.keys:
-                self.keys.add(key)
-                lines += orjson.dumps({"key": key, "reason": reason, "detail": detail[:500]}) + b"\n"
-        if lines and self.path is not None:
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            try:
-                os.write(descriptor, lines)
-            finally:
-                os.close(descriptor)
+        bad = list(bad)
+        self.reasons.update(reason for _, reason, _ in bad)
+        self._list(bad)
         self.check()
+
+    def known(self, bad: Sequence[Bad], *, of: int, list_them: bool = True) -> None:
+        """Record what was left out of a source of `of` samples when it was opened; no batch will meet these.
+
+        Raises:
+            UserError: that is more than `max_bad_fraction` of them.
+        """
+        if list_them:
+            self._list(bad)
+        if len(bad) > self.max_bad_fraction * of:
+            raise self._too_many(Counter(reason for _, reason, _ in bad), of)
 
     def check(self, *, final: bool = False) -> None:
         """Judge the share of bad samples; `final` judges it before `grace` is over too."""
         if (self.seen >= self.grace or final) and self.bad > self.max_bad_fraction * self.seen:
-            reasons = ", ".join(f"{count} × {reason}" for reason, count in self.reasons.most_common(4))
-            where = f"; listed in {self.path}" if self.path is not None else ""
-            raise UserError(
-                f"{self.bad} of {self.seen} samples are bad ({reasons}), more than data.max_bad_fraction="
-                f"{self.max_bad_fraction}{where}: mend the source, or raise the limit"
-            )
+            raise self._too_many(self.reasons, self.seen)
+
+    def _too_many(self, reasons: Counter[str], of: int) -> UserError:
+        shown = ", ".join(f"{count} × {reason}" for reason, count in reasons.most_common(4))
+        where = f"; listed in {self.path}" if self.path is not None else ""
+        return UserError(
+            f"{sum(reasons.values())} of {of} samples are bad ({shown}), more than data.max_bad_fraction="
+            f"{self.max_bad_fraction}{where}: mend the source, or raise the limit"
+        )
+
+    def _list(self, bad: Sequence[Bad]) -> None:
+        if not bad:
+            return
+        self._catch_up()
+        lines = b""
+        for key, reason, detail in bad:
+            if key not in self.keys:
+                self.keys.add(key)
+                row = {"key": key, "reason": reason, "detail": detail[:500]}
+                # A file's name may hold bytes that are no text, which JSON cannot carry.
+                lines += orjson.dumps({k: v.encode("utf-8", "replace").decode() for k, v in row.items()}) + b"\n"
+        if lines and self.path is not None:
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                os.write(descriptor, lines if self._whole else b"\n" + lines)
+            finally:
+                os.close(descriptor)
+
+    def _catch_up(self) -> None:
+        """Learn what the file says by now: an earlier run's keys, and other ranks'."""
+        if self.path is None or not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self._read)
+            news = file.read()
+        if news:
+            self._read += len(news)
+            self._whole = news.endswith(b"\n")
+        for line in news.splitlines():
+            # A line that a killed run left unfinished is passed over; its sample is met again.
+            with suppress(orjson.JSONDecodeError, KeyError, TypeError):
+                self.keys.add(orjson.loads(line)["key"])

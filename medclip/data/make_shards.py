@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import torch
 
 from medclip.data.bad import BadSample
 from medclip.data.decode import read_image
 from medclip.data.index import fingerprint
 from medclip.data.progress import track
 from medclip.data.raw import RawSample, Source
+from medclip.data.tar import split_name
 from medclip.types import Preprocess, UserError
 
 _MANIFEST = "shards.jsonl"
@@ -71,7 +73,7 @@ def make_shards(
     if samples_per_shard < 1 or processes < 1:
         raise UserError(f"samples per shard ({samples_per_shard}) and processes ({processes}) must be at least 1")
     folder = Path(out).expanduser()
-    mark = fingerprint([source.fingerprint(), source.caption, samples_per_shard])
+    mark = fingerprint([source.fingerprint(), source.caption, samples_per_shard, max_pixels])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         done = _finished(folder, mark)
@@ -117,11 +119,12 @@ def _finished(folder: Path, mark: str) -> dict[str, dict[str, Any]]:
             line = orjson.loads(raw)
         except orjson.JSONDecodeError:
             continue  # cut by a kill
-        if line.pop("set") != mark:
+        if not isinstance(line, dict) or line.pop("set", None) != mark:
             raise UserError(f"{folder} holds another set of shards: choose another folder, or remove it")
         lines[line["shard"]] = line
-    if not manifest.exists() and (other := sorted(folder.glob("*.tar"))):
-        raise UserError(f"{folder} holds shards that were not written here ({other[0].name}…): choose another folder")
+    ours = ("*.tar", "sizes.json", "skipped.jsonl")
+    if not manifest.exists() and (other := sorted(path for name in ours for path in folder.glob(name))):
+        raise UserError(f"{folder} holds files that were not written here ({other[0].name}…): choose another folder")
     for part in folder.glob("*.tar.part"):
         part.unlink()
     whole = {}
@@ -147,6 +150,7 @@ _mine: list[Source] = []  # the source of a worker process, sent once
 
 
 def _keep_source(source: Source) -> None:
+    torch.set_num_threads(1)  # the processes are the parallelism
     _mine[:] = [source]
 
 
@@ -184,7 +188,14 @@ def _members(source: Source, raw: RawSample, max_pixels: int) -> Iterator[tuple[
         if not texts:
             raise BadSample("empty caption", f"nothing in {', '.join(source.caption.fields)}")
         yield "txt", texts[0].encode()
-    yield "json", orjson.dumps(raw.meta or {})
+    yield "json", _json(raw.meta or {})
+
+
+def _json(meta: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(meta)
+    except TypeError:  # an integer of more than 64 bits
+        return json.dumps(meta, ensure_ascii=False).encode()
 
 
 def _add(tar: tarfile.TarFile, key: str, members: Iterable[tuple[str, bytes]]) -> None:
@@ -211,7 +222,10 @@ def image_extension(data: bytes) -> str:
 def member_key(key: str) -> str:
     """`key` as a member name that stays below the folder a tar is unpacked in and that readers do not pass over."""
     parts = [part for part in key.replace("\0", "_").replace("\\", "_").split("/") if part not in ("", ".")]
-    return "/".join(f"_{part}" if part.startswith((".", "__MACOSX")) else part for part in parts) or "_"
+    name = "/".join(f"_{part}" if part.startswith((".", "__MACOSX")) else part for part in parts) or "_"
+    return (
+        f"{name}_" if split_name(f"{name}.json") != (name, "json") else name
+    )  # KEY.syn + .json reads as KEY + .syn.json
 
 
 def _write(path: Path, content: bytes) -> None:

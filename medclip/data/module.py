@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 
 from medclip.data.crop import RandomCrop
@@ -62,7 +63,9 @@ class PairData(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         if not sources:
-            raise UserError("data.sources is empty: name at least one, e.g. data=shards data.urls='shards/*.tar'")
+            raise UserError(
+                "data.sources is empty: name at least one, e.g. data=shards 'data.sources.0.urls=shards/*.tar'"
+            )
         if decode not in ("fast", "exact"):
             raise UserError(f"data.decode is {decode!r}: choose fast or exact")
         if batch_size < 1 or epochs < 1:
@@ -83,6 +86,7 @@ class PairData(pl.LightningDataModule):
         self.output = Path(output) if output is not None else None
         self.sources: list[Source] = []
         self.val_sources: list[Source] = []
+        self._opened: list[int] = []  # samples of each source before anything was selected
         self._loader: PairLoader | None = None
         self._resume: dict[str, Any] | None = None
 
@@ -92,16 +96,19 @@ class PairData(pl.LightningDataModule):
         options = dict(self.storage_options)
         index = options.pop("index", None)
         self.storage = open_storage(**options)
-        self.sources = open_sources(self.configs, index=index, storage=self.storage)
+        self._opened = []
+        self.sources = open_sources(self.configs, index=index, storage=self.storage, opened=self._count)
         self.val_sources = open_sources(self.val_configs, index=index, storage=self.storage)
+
+    def _count(self, source: Source) -> None:
+        self._opened.append(len(source) + len(source.problems))
 
     def train_dataloader(self) -> PairLoader:
         trainer = _trainer(self)
         path = self.output / "skipped.jsonl" if self.output else None
         ledger = Ledger(path, max_bad_fraction=self.max_bad_fraction)
-        for source in self.sources:
-            if trainer.global_rank == 0:
-                ledger.add(source.problems, seen=len(source.problems))
+        for source, total in zip(self.sources, self._opened, strict=True):
+            ledger.known(source.problems, of=total, list_them=trainer.global_rank == 0)
         order = EpochOrder(
             [Part(len(source), source.chunks, source.weight) for source in self.sources],
             seed=self.seed,
@@ -115,6 +122,11 @@ class PairData(pl.LightningDataModule):
             epochs=self.epochs,
             workers=self.workers,
         )
+        if not len(self._loader):
+            raise UserError(
+                f"data.sources make no batch: an epoch draws {len(order)} samples (data.batch_size={self.batch_size}, "
+                f"{trainer.world_size} ranks, data.drop_last={self.drop_last}): raise a weight, or lower the batch"
+            )
         if self._resume is not None:
             self._check_same_data(self._resume)
             self._loader.load_state_dict(self._resume)
@@ -126,7 +138,14 @@ class PairData(pl.LightningDataModule):
         order = EpochOrder([Part(len(s), s.chunks, 1.0) for s in self.val_sources], seed=self.seed, shuffle=False)
         ledger = Ledger(None, max_bad_fraction=self.max_bad_fraction)
         return [
-            PairLoader(self._reader(self.val_sources, crop=None), order, self._plan(), ledger, workers=self.workers)
+            PairLoader(
+                self._reader(self.val_sources, crop=None),
+                order,
+                self._plan(),
+                ledger,
+                workers=self.workers,
+                anew=True,
+            )
         ]
 
     def state_dict(self) -> dict[str, Any]:
@@ -139,10 +158,15 @@ class PairData(pl.LightningDataModule):
 
     def mark(self) -> str:
         """A digest of what the order is made of; two runs with equal marks see the same line of samples."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(repr((self.seed, self.shuffle_buffer)).encode())
         for source in self.sources:
-            ends = [source.key(i) for i in (0, len(source) // 2, len(source) - 1)]
-            digest.update(repr((len(source), source.weight, ends, source.chunks.tobytes()[:65536])).encode())
+            # Every key of millions would take minutes; a few that are spread over all tell selections apart.
+            some = (
+                [source.key(i) for i in np.unique(np.linspace(0, len(source) - 1, 64).astype(int))]
+                if len(source)
+                else []
+            )
+            digest.update(repr((len(source), source.weight, some, source.chunks.tobytes()[:65536])).encode())
         return digest.hexdigest()[:16]
 
     def _check_same_data(self, state: Mapping[str, Any]) -> None:

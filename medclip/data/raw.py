@@ -17,7 +17,7 @@ class RawSample:
 
     key: str
     image: bytes
-    text: str | None
+    text: str | list[str] | None  # a list where a table has several captions
     meta: dict[str, Any] | None
 
 

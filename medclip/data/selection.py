@@ -64,10 +64,15 @@ def apply_split(source: Source, config: Mapping[str, Any], folder: Path) -> Sour
     Raises:
         UserError: an unknown option, no such field, or an empty part.
     """
+    if not isinstance(config, Mapping):
+        raise UserError(f"split is {config!r}: write {{by: FIELD, part: train | test, fraction: 0.2, seed: 0}}")
     if unknown := set(config) - {"by", "part", "fraction", "seed"}:
         raise UserError(f"split has unknown keys {sorted(unknown)}: use by, part, fraction and seed")
     by, part = config.get("by", "key"), config.get("part", "train")
-    fraction, seed = float(config.get("fraction", 0.2)), int(config.get("seed", 0))
+    try:
+        fraction, seed = float(config.get("fraction", 0.2)), int(config.get("seed", 0))
+    except (TypeError, ValueError):
+        raise UserError(f"split {dict(config)}: fraction and seed must be numbers") from None
     if part not in ("train", "test") or not 0 < fraction < 1:
         raise UserError(f"split {dict(config)}: part is train or test, fraction between 0 and 1")
 
@@ -117,6 +122,7 @@ def read_keys(path: str) -> list[str]:
     Raises:
         UserError: it cannot be read.
     """
+    path = str(Path(path).expanduser())
     try:
         match Path(path).suffix:
             case ".parquet":
@@ -124,9 +130,10 @@ def read_keys(path: str) -> list[str]:
 
                 return [str(key) for key in pd.read_parquet(path, columns=["key"])["key"]]
             case ".npy":
-                return [str(key) for key in np.load(path, allow_pickle=False).ravel()]
+                keys = np.load(path, allow_pickle=False).ravel().tolist()
+                return [key.decode() if isinstance(key, bytes) else str(key) for key in keys]
             case ".txt":
-                return [line for line in Path(path).read_text("utf-8").split("\n") if line]
+                return [line for line in Path(path).read_text("utf-8-sig").split("\n") if line]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"cannot read keep-list {path} ({str(error)[:120]}): give a parquet with a column `key`, or .npy"
@@ -154,7 +161,7 @@ def _names(fields: Mapping[str, Any], prefix: str = "") -> list[str]:
 def _kept(source: Source, question: str, folder: Path, answer: Callable[[Mapping[str, Any]], int]) -> np.ndarray:
     """int64 (n,): `answer` (at least 0) for the fields of every sample, from disk if asked before.
 
-    -1 stands where the metadata is broken; these samples are added to the source's problems.
+    Negative where the metadata is broken or cannot be read; these samples are added to the source's problems.
     """
     path = folder / f"{fingerprint([source.fingerprint(), question])}.mask.npz"
     found = load_arrays(path)
@@ -173,7 +180,8 @@ def _kept(source: Source, question: str, folder: Path, answer: Callable[[Mapping
         if not np.any(answers == _UNREAD):  # an outage must not be remembered
             save_arrays(path, answers=answers)
     for i in np.flatnonzero(answers < 0):
-        source.problems.append((source.key(int(i)), "broken metadata", "needed for a filter or split"))
+        reason = "broken metadata" if answers[i] != _UNREAD else "read error"
+        source.problems.append((source.key(int(i)), reason, "needed for a filter or split"))
     return answers
 
 

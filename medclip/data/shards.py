@@ -79,7 +79,8 @@ class ShardSource:
         kept: list[np.ndarray] = []
         start = 0
         wanted = [("missing image", IMAGES)] + [("missing caption", _TEXTS)] * caption.needs_text
-        wanted += [("missing metadata", ("json",))] * caption.needs_meta
+        # A class number alone is metadata too: the caption may be made of the class's name.
+        wanted += [("missing metadata", ("json", "cls"))] * (caption.needs_meta and not caption.takes_text)
         for index in indexes:
             where = public(index.url)
             if index.truncated:
@@ -103,7 +104,8 @@ class ShardSource:
                 f"source {name}: no usable sample in {len(indexes)} shards ({said}; members there are: {shown}): "
                 "check the shards, or set `caption` (a metadata field, or false where none is needed)"
             )
-        classes = _class_names(storage, indexes[0].url) if "cls" in indexes[0].offsets else ()
+        labelled = next((index.url for index in indexes if "cls" in index.offsets), None)
+        classes = _class_names(storage, labelled) if labelled is not None else ()
         return cls(name, storage, indexes, rows, caption, weight, problems, classes)
 
     def __len__(self) -> int:
@@ -143,7 +145,7 @@ class ShardSource:
 
     def fingerprint(self) -> str:
         shards = [(index.url, index.size, index.tag) for index in self.indexes]
-        return fingerprint([*shards, digest(self.rows)])
+        return fingerprint([*shards, digest(self.rows), self.classes])
 
     def _locate(self, i: int) -> tuple[TarIndex, int]:
         row = self.rows[i]
@@ -188,7 +190,9 @@ def parse_json(raw: bytes) -> dict[str, Any]:
         meta = orjson.loads(raw)
     except orjson.JSONDecodeError:
         try:
-            meta = json.loads(raw)  # takes NaN, which Python and pandas write and JSON forbids
+            # Takes NaN, which Python and pandas write and JSON forbids, and half surrogates, which no text may hold.
+            meta = json.loads(raw)
+            meta = json.loads(json.dumps(meta, ensure_ascii=False).encode("utf-8", "replace"))
         except (ValueError, RecursionError) as error:
             raise BadSample("broken metadata", str(error)[:120]) from None
     if not isinstance(meta, dict):
@@ -201,7 +205,8 @@ def _class_names(storage: Storage, shard: str) -> tuple[str, ...]:
     folder = shard.rpartition("/")[0]
     for place in (folder, folder.rpartition("/")[0]) if folder else (".", ".."):
         try:
-            return tuple(storage.read_all(f"{place}/classnames.txt").decode("utf-8-sig").strip("\n").split("\n"))
+            lines = storage.read_all(f"{place}/classnames.txt").decode("utf-8-sig").strip().split("\n")
+            return tuple(line.strip() for line in lines)
         except UserError:
             continue
     return ()

@@ -12,7 +12,7 @@ Keys of one: exactly one of `urls` (shards), `table`, `folder` or `phantoms`; an
 |---|---|
 | `name` | in messages and reports |
 | `weight` | passes over this source in one epoch (1) |
-| `caption` | see `captions.CaptionRule`: a field's name, `{field \\| fields, choose, fit}`, or false |
+| `caption` | see `captions.CaptionRule`: a field's name, `{field \\| fields, choose, fit, lines}`, or false |
 | `filter` | see `filters` |
 | `split` | `{by: case, part: train \\| test, fraction: 0.2, seed: 0}`; a group is never in two parts |
 | `keep` | keep-list: .parquet (column `key`), .npy or .txt |
@@ -21,8 +21,10 @@ Keys of one: exactly one of `urls` (shards), `table`, `folder` or `phantoms`; an
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +33,17 @@ from medclip.data import index as indexes
 from medclip.data.captions import CaptionRule
 from medclip.data.folders import open_folder
 from medclip.data.generated import open_phantoms
+from medclip.data.http import public
 from medclip.data.raw import RawSample, Source
 from medclip.data.selection import apply_filter, apply_keep, apply_split
 from medclip.data.shards import ShardSource
-from medclip.data.storage import Storage, expand, is_local
+from medclip.data.storage import Storage, expand, is_local, local_path
 from medclip.data.tables import open_table
 from medclip.types import UserError
 
 __all__ = ["RawSample", "Source", "open_sources", "open_storage"]
 
+_log = logging.getLogger(__name__)
 _KINDS = ("urls", "table", "folder", "phantoms")
 _OF_TABLES = ("image_root", "columns", "header", "suffix")
 _KEYS = (*_KINDS, "name", "weight", "caption", "filter", "split", "keep", *_OF_TABLES)
@@ -50,6 +54,7 @@ def open_sources(
     *,
     index: str | Path | None = None,
     storage: Storage | None = None,
+    opened: Callable[[Source], None] | None = None,
     **options: Any,
 ) -> list[Source]:
     """Open every source: index its shards, then filter, split and keep.
@@ -58,6 +63,7 @@ def open_sources(
         configs: one mapping a source, see above.
         index: folder for tar indexes and filter results; None for the user's cache folder.
         storage: reads the bytes; None makes one from `options`.
+        opened: told of each source before anything is selected from it.
         **options: of `open_storage`.
 
     Raises:
@@ -65,14 +71,14 @@ def open_sources(
     """
     storage = storage or open_storage(**options)
     folder = Path(index).expanduser() if index is not None else indexes.default_folder()
-    return [_open(config, storage, folder) for config in configs]
+    return [_open(config, storage, folder, opened) for config in configs]
 
 
-def open_storage(cache: Mapping[str, Any] | bool | None = None, **options: Any) -> Storage:
+def open_storage(cache: Mapping[str, Any] | str | Path | bool | None = None, **options: Any) -> Storage:
     """Storage with the settings of a config.
 
     Args:
-        cache: disk cache of remote shards: `{folder, max_gb, block_mb}`, or false for none.
+        cache: disk cache of remote shards: its folder, or `{folder, max_gb, block_mb}`, or false for none.
         **options: of `Storage`: tries, backoff, timeout.
 
     Raises:
@@ -82,23 +88,46 @@ def open_storage(cache: Mapping[str, Any] | bool | None = None, **options: Any) 
         raise UserError(
             f"data.storage has unknown keys {sorted(unknown)}: use cache, index, tries, backoff and timeout"
         )
+    try:
+        numbers: dict[str, Any] = {k: (int if k == "tries" else float)(options[k]) for k in options}
+    except (TypeError, ValueError):
+        numbers = {}
+    if len(numbers) < len(options) or numbers.get("tries", 1) < 1 or any(v < 0 for v in numbers.values()):
+        raise UserError(f"data.storage {options}: tries must be at least 1, backoff and timeout seconds")
     if cache is False:
-        return Storage(None, **options)
-    settings = dict(cache) if isinstance(cache, Mapping) else {}
+        return Storage(None, **numbers)
+    settings: dict[str, Any] = dict(cache) if isinstance(cache, Mapping) else {}
+    if isinstance(cache, str | Path):
+        settings = {"folder": cache}
     if unknown := set(settings) - {"folder", "max_gb", "block_mb"}:
         raise UserError(f"data.storage.cache has unknown keys {sorted(unknown)}: use folder, max_gb and block_mb")
     folder = Path(settings["folder"]).expanduser() if settings.get("folder") else caches.default_folder()
-    block = int(float(settings.get("block_mb", 4)) * (1 << 20))
-    return Storage(caches.BlockCache(folder, float(settings.get("max_gb", 20)), block), **options)
+    try:
+        block, most = int(float(settings.get("block_mb", 4)) * (1 << 20)), float(settings.get("max_gb", 20))
+    except (TypeError, ValueError):
+        block, most = 0, 0.0
+    if block < 1 or most <= 0:
+        raise UserError(f"data.storage.cache {settings}: max_gb and block_mb must be positive numbers")
+    try:
+        return Storage(caches.BlockCache(folder, most, block), **numbers)
+    except OSError as error:
+        if not settings.get("folder"):
+            return Storage(None, **numbers)  # nobody asked for this one
+        raise UserError(
+            f"cannot write to data.storage.cache.folder {folder} ({error.strerror}): choose another, or cache=false"
+        ) from error
 
 
-def _open(config: Mapping[str, Any], storage: Storage, folder: Path) -> Source:
+def _open(
+    config: Mapping[str, Any], storage: Storage, folder: Path, opened: Callable[[Source], None] | None = None
+) -> Source:
     kinds = [kind for kind in _KINDS if config.get(kind) is not None]
     if unknown := set(config) - set(_KEYS):
         raise UserError(f"a source has unknown keys {sorted(map(str, unknown))}: use {', '.join(_KEYS)}")
     if len(kinds) != 1:
         raise UserError(
-            f"a source needs exactly one of {', '.join(_KINDS)}, this one has {kinds or 'none'}: {dict(config)}"
+            f"a source needs exactly one of {', '.join(_KINDS)}; this one has {' and '.join(kinds) or 'none'} "
+            f"(its keys: {', '.join(map(str, config)) or 'none'})"
         )
     kind = kinds[0]
     target = config[kind]
@@ -122,12 +151,18 @@ def _open(config: Mapping[str, Any], storage: Storage, folder: Path) -> Source:
         source = open_folder(name, str(target), caption, weight)
     else:
         source = open_phantoms(name, target, caption, weight)
+    if opened is not None:
+        opened(source)
     if config.get("filter"):
         source = apply_filter(source, str(config["filter"]), folder)
     if config.get("split"):
         source = apply_split(source, config["split"], folder)
     if config.get("keep"):
         source = apply_keep(source, str(config["keep"]))
+    if source.problems:
+        reasons = Counter(reason for _, reason, _ in source.problems)
+        shown = ", ".join(f"{count} × {reason}" for reason, count in reasons.most_common(4))
+        _log.warning("source %s: %d samples left out (%s)", name, len(source.problems), shown)
     return source
 
 
@@ -135,4 +170,6 @@ def _name(target: str | Sequence[str]) -> str:
     """A short name: the last folder and file of the first URL."""
     first = target if isinstance(target, str) else str(target[0]) if target else "empty"
     first = first.split("::")[0]
-    return "/".join(first.rstrip("/").split("/")[-2:]) if not is_local(first) else os.path.relpath(first)
+    if is_local(first):
+        return os.path.relpath(local_path(first))
+    return "/".join(public(first).rstrip("/").split("/")[-2:])

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import fsspec
 from braceexpand import braceexpand
@@ -44,21 +45,34 @@ def local_path(url: str) -> str:
     return str(Path(url.removeprefix("file://")).expanduser())
 
 
+class _Descriptor:
+    """A file opened to be read; closed when nobody holds it any more."""
+
+    def __init__(self, path: str) -> None:
+        self.number = -1
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
+
+
 class _Files(threading.local):
     """Open local files: a few per thread, so that no other thread closes the one being read; closed with the thread."""
 
     def __init__(self) -> None:
-        self.open: OrderedDict[str, int] = OrderedDict()
+        self.open: OrderedDict[str, _Descriptor] = OrderedDict()
 
     def read(self, url: str, offset: int, length: int) -> bytes:
         try:
-            descriptor = self.open.get(url)
-            if descriptor is None:
-                if len(self.open) >= _OPEN_FILES:
-                    os.close(self.open.popitem(last=False)[1])
-                descriptor = self.open[url] = os.open(local_path(url), os.O_RDONLY | os.O_CLOEXEC)
+            held = self.open.get(url)
+            if held is None:
+                while len(self.open) >= _OPEN_FILES:
+                    self.open.popitem(last=False)
+                held = self.open[url] = _Descriptor(local_path(url))
             else:
                 self.open.move_to_end(url)
+            descriptor = held.number
             content = os.pread(descriptor, length, offset)
             while len(content) < length:  # a call reads 2 GiB at most
                 more = os.pread(descriptor, length - len(content), offset + len(content))
@@ -68,10 +82,6 @@ class _Files(threading.local):
             return content
         except OSError as error:
             raise GiveUp(error.strerror or "unreadable") from error
-
-    def __del__(self) -> None:
-        for descriptor in self.open.values():
-            os.close(descriptor)
 
 
 @dataclass
@@ -123,13 +133,16 @@ class Storage:
             raise BadSample("read error", f"{public(url)} at byte {offset}: {failure}") from failure
 
     def prefetch(self, url: str, offset: int, length: int) -> None:
-        """Bring remote bytes into the cache; without one, nothing is done. Failures are left to `read`."""
+        """Bring remote bytes into the cache, in one attempt; without a cache, nothing is done.
+
+        Failures are left to `read`, which tries again while somebody waits for the result.
+        """
         if self.cache is None or is_local(url):
             return
         try:
             stat = self.stat(url)
-            self.cache.fill(url, stat.tag, stat.size, offset, length, self._fetch)
-        except (GiveUp, UserError, OSError):
+            self.cache.fill(url, stat.tag, stat.size, offset, length, self._once)
+        except (GiveUp, TryAgain, UserError, OSError):
             return
 
     def read_all(self, url: str) -> bytes:
@@ -166,11 +179,14 @@ class Storage:
         return self._retry(lambda: _remote(url, _info))
 
     def _fetch(self, url: str, offset: int, length: int) -> bytes:
+        return self._retry(lambda: self._once(url, offset, length))
+
+    def _once(self, url: str, offset: int, length: int) -> bytes:
         if length == 0:
             return b""
         target = _over_http(url)
         if target is not None:
-            return self._retry(lambda: get_range(target, offset, length, self.timeout))
+            return get_range(target, offset, length, self.timeout)
 
         def attempt(fs: Any, path: str) -> bytes:
             body = fs.cat_file(path, start=offset, end=offset + length)
@@ -178,7 +194,7 @@ class Storage:
                 raise TryAgain(f"short answer: {len(body)} of {length} bytes")
             return body
 
-        return self._retry(lambda: _remote(url, attempt))
+        return _remote(url, attempt)
 
     def _retry(self, attempt: Callable[[], Any]) -> Any:
         return retry(attempt, tries=self.tries, backoff=self.backoff)
@@ -201,12 +217,12 @@ def expand(urls: str | Sequence[str]) -> list[str]:
     for text in given:
         for part in str(text).split("::"):
             if part.startswith("pipe:"):
-                raise UserError(f"{part!r} is a pipe, which cannot be read at random: give its URL (s3://…, https://…)")
+                raise UserError(f"{part[:40]!r} is a pipe, which cannot be read at random: give its URL (s3://…)")
             try:
                 names = list(braceexpand(part))
             except ValueError as error:
                 raise UserError(
-                    f"bad brace range in {part!r} ({error}): write e.g. shards/{{00000..00099}}.tar"
+                    f"bad brace range in {public(part)} ({error}): write e.g. shards/{{00000..00099}}.tar"
                 ) from error
             for name in names:
                 matches = _match(name)
@@ -249,8 +265,9 @@ def _over_http(url: str) -> str | None:
     if len(pieces) < 3:
         raise GiveUp("write hf://datasets/OWNER/NAME[@REVISION]/PATH")
     name, _, revision = pieces[1].partition("@")
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    return f"{endpoint}/{kind}{pieces[0]}/{name}/resolve/{revision or 'main'}/{'/'.join(pieces[2:])}"
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    path = quote("/".join(pieces[2:]))
+    return f"{endpoint}/{kind}{pieces[0]}/{name}/resolve/{revision or 'main'}/{path}"
 
 
 def _remote(url: str, use: Callable[[Any, str], Any]) -> Any:

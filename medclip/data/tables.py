@@ -8,8 +8,10 @@ its image paths must end up inside the image root, after every `..` and symbolic
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ from medclip.types import UserError
 _IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_path", "file_name", "filename", "path", "name", "ID")
 _CAPTION_COLUMNS = ("caption", "Caption", "text", "captions", "title")
 _KEY_COLUMNS = ("key", "id", "ID", "uid")
+_TEXT_COLUMNS = (*_IMAGE_COLUMNS, *_CAPTION_COLUMNS, *_KEY_COLUMNS)  # names, even where they look like numbers
+_LOOK = 100  # rows looked at for their columns
 Problems = list[tuple[str, str, str]]
 
 
@@ -93,10 +97,10 @@ class TableSource:
     def _row(self, i: int) -> dict[str, Any]:
         return parse_json(self.table.bytes(int(self.rows[i])))
 
-    def _text(self, meta: Mapping[str, Any]) -> str | None:
+    def _text(self, meta: Mapping[str, Any]) -> str | list[str] | None:
         value = meta.get(self.text) if self.text is not None else None
         if isinstance(value, list):
-            value = value[0] if value else None
+            return [str(text) for text in value if text is not None]
         return None if value is None else str(value)
 
 
@@ -135,20 +139,22 @@ def open_table(
     problems: Problems = []
     kept: list[bytes] = []
     keys: list[str] = []
-    image = text = key = None
-    for number, raw in enumerate(_rows(Path(path).expanduser(), header), 1):
+    rows = _rows(Path(path).expanduser(), header, {*_TEXT_COLUMNS, *columns.values()})
+    first = list(islice(rows, _LOOK))
+    if not (there := _columns(first)):
+        raise UserError(f"source {name}: table {path} has no usable row: check that it is not empty")
+    image = _column(name, there, columns.get("image"), _IMAGE_COLUMNS, "image")
+    key = _column(name, there, columns.get("key"), _KEY_COLUMNS)
+    text = _column(name, there, columns.get("text"), _CAPTION_COLUMNS, "text" if caption.needs_text else None)
+    for number, raw in enumerate(chain(first, rows), 1):
         try:
             row = parse_json(raw)
         except BadSample as failure:
             problems.append((f"row {number}", failure.reason, failure.detail))
             continue
-        if image is None:
-            image = _column(name, row, columns.get("image"), _IMAGE_COLUMNS, "image")
-            key = _column(name, row, columns.get("key"), _KEY_COLUMNS)
-            text = _column(name, row, columns.get("text"), _CAPTION_COLUMNS, "text" if caption.needs_text else None)
         value = row.get(image or "")
-        label = str((row.get(key) if key else None) or value or f"row {number}")
-        if not isinstance(value, str) or not value:
+        label = next((str(v) for v in (row.get(key or ""), value) if v is not None and v != ""), f"row {number}")
+        if isinstance(value, bool | float | list | dict) or value is None or value == "":
             problems.append((label, "missing image", f"row {number} has no {image}"))
         elif caption.needs_text and (text is None or row.get(text) is None):
             problems.append((label, "missing caption", f"row {number} has no {text}"))
@@ -157,13 +163,21 @@ def open_table(
             keys.append(label)
     if not kept or image is None:
         raise UserError(f"source {name}: table {path} has no usable row ({len(problems)} are bad): check its columns")
-    table = Packed.of(kept)
-    rows = np.arange(len(kept))
-    return TableSource(name, root, table, Packed.of(keys), rows, image, text, suffix, caption, weight, problems)
+    packed = Packed.of(kept), Packed.of(keys), np.arange(len(kept))
+    return TableSource(name, root, *packed, image, text, suffix, caption, weight, problems)
+
+
+def _columns(rows: Sequence[bytes]) -> dict[str, None]:
+    """The names that the rows have, in their order; a row may lack some."""
+    names: dict[str, None] = {}
+    for raw in rows:
+        with suppress(BadSample):
+            names |= dict.fromkeys(parse_json(raw))
+    return names
 
 
 def _column(
-    source: str, row: Mapping[str, Any], given: str | None, usual: Sequence[str], needed: str | None = None
+    source: str, row: Iterable[str], given: str | None, usual: Sequence[str], needed: str | None = None
 ) -> str | None:
     """The column that was named, else the first of the usual ones; an error if there is none but one is `needed`."""
     if given is not None and given not in row:
@@ -176,8 +190,8 @@ def _column(
     return found
 
 
-def _rows(path: Path, header: Sequence[str] | None) -> Iterator[bytes]:
-    """Each row as JSON text."""
+def _rows(path: Path, header: Sequence[str] | None, texts: set[str]) -> Iterator[bytes]:
+    """Each row as JSON text; the columns `texts` of a CSV stay as they are written."""
     try:
         match path.suffix.lower():
             case ".jsonl" | ".ndjson":
@@ -194,25 +208,36 @@ def _rows(path: Path, header: Sequence[str] | None) -> Iterator[bytes]:
                 separator = "," if path.suffix.lower() == ".csv" else "\t"
                 names: Any = list(header) if header else None
                 frame: Any = pd.read_csv(
-                    path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", names=names
+                    path,
+                    sep=separator,
+                    dtype=str,
+                    keep_default_na=False,
+                    encoding="utf-8-sig",
+                    names=names,
+                    index_col=False,  # or a comma too many at the end of each line would shift all columns
                 )
-                yield from _json_rows(frame.apply(_typed))
+                yield from _json_rows(frame.apply(lambda column: _typed(column, text=column.name in texts)))
             case ending:
                 raise ValueError(f"unknown ending {ending!r}: use .csv, .tsv, .jsonl, .json or .parquet")
-    except (OSError, ValueError) as error:  # pandas' and pyarrow's errors are ValueErrors
+    except (OSError, ValueError, OverflowError) as error:  # pandas' and pyarrow's errors are ValueErrors
         raise UserError(f"cannot read table {path}: {str(error).strip()[:160]}") from error
 
 
 def _json_rows(frame: pd.DataFrame) -> Iterator[bytes]:
     for start in range(0, len(frame), 10_000):
-        lines = frame.iloc[start : start + 10_000].to_json(orient="records", lines=True, force_ascii=False)
+        lines = frame.iloc[start : start + 10_000].to_json(
+            orient="records", lines=True, force_ascii=False, double_precision=15, date_format="iso"
+        )
         yield from lines.encode().splitlines()
 
 
-def _typed(column: Any) -> Any:
-    """Numbers where all values are numbers, so that filters compare them as such; text where one has a leading zero."""
+def _typed(column: Any, *, text: bool) -> Any:
+    """Numbers where all values are numbers, so that filters compare them as such.
+
+    Text where one has a leading zero, or more digits than a float holds: then they are names, and must stay distinct.
+    """
     filled = column[column != ""]
     numbers: Any = pd.to_numeric(filled, errors="coerce")
-    if not len(filled) or numbers.isna().any() or filled.str.match(r"^[-+]?0\d").any():
+    if text or not len(filled) or numbers.isna().any() or filled.str.match(r"^[-+]?0\d|.{16}").any():
         return column.where(column != "", None)
     return numbers.reindex(column.index)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from medclip.data.http import public
 from medclip.data.packed import Packed
 from medclip.types import UserError
 
@@ -42,6 +43,13 @@ KNOWN = frozenset(
 )
 _BLOCK = 512
 _MAX_NAME = 1 << 20  # bytes of a long-name or PAX record; more is a broken header
+_PACKED = (
+    (b"\x1f\x8b", "gzip"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"PK\3\4", "zip"),
+)
 Read = Callable[[int, int], bytes]
 
 
@@ -101,7 +109,7 @@ def index_tar(read: Read, url: str, size: int, tag: str = "", *, window: int = 4
         UserError: it is no tar at all.
     """
     table = _Table()
-    truncated = size == 0
+    truncated = False
     try:
         for name, offset, length in _members(_Window(read, size, window), size, url):
             if (split := split_name(name)) is not None:
@@ -109,7 +117,7 @@ def index_tar(read: Read, url: str, size: int, tag: str = "", *, window: int = 4
     except _Cut as cut:
         table.cut(split_name(cut.name) if cut.name else None)
         # Some writers leave out the end mark, so that alone is no damage unless the last sample lacks something.
-        truncated = not cut.whole or bool(table.lost)
+        truncated = not cut.whole or bool(table.lost) or size == 0
     keys, offsets, sizes = table.arrays()
     return TarIndex(url, size, tag, keys, offsets, sizes, truncated, tuple(table.lost))
 
@@ -191,25 +199,22 @@ def _members(read: _Window, size: int, url: str) -> Iterator[tuple[str, int, int
     position = 0
     extra: dict[str, str] = {}  # what a long-name or PAX header says of the member that follows
     while position < size:
-        if size - position < _BLOCK:
-            raise _Cut
-        header = read(position, _BLOCK)
-        if not any(header):
+        header = read(position, min(_BLOCK, size - position))
+        if len(header) == _BLOCK and not any(header):
             return
-        if not _sound(header):
-            if position == 0:
-                hint = (
-                    "it is compressed, which has no random access: unpack it"
-                    if header[:2] == b"\x1f\x8b"
-                    else "check it"
+        if len(header) < _BLOCK or not _sound(header):
+            if position == 0 and (packed := _packed(header)):
+                raise UserError(
+                    f"{public(url)} is compressed ({packed}), which has no random access: unpack it to a plain .tar"
                 )
-                raise UserError(f"{url} is not a tar file: {hint}")
+            if position == 0 and len(header) == _BLOCK:
+                raise UserError(f"{public(url)} is not a tar file: check it, or download it again")
             raise _Cut
         kind = header[156:157]
         length = _number(header[124:136])
         data = position + _BLOCK
         if kind in b"LKxg":
-            if length > _MAX_NAME or data + length > size:
+            if not 0 <= length <= _MAX_NAME or data + length > size:
                 raise _Cut
             if kind == b"L":
                 extra["path"] = read(data, length).split(b"\0", 1)[0].decode("utf-8", "replace")
@@ -231,6 +236,10 @@ def _members(read: _Window, size: int, url: str) -> Iterator[tuple[str, int, int
     raise _Cut(whole=True)
 
 
+def _packed(header: bytes) -> str | None:
+    return next((name for magic, name in _PACKED if header.startswith(magic)), None)
+
+
 def _sound(header: bytes) -> bool:
     """Whether the header's checksum holds; a few old writers summed signed bytes."""
     told = _number(header[148:156])
@@ -244,10 +253,9 @@ def _number(raw: bytes) -> int:
     """A numeric field: octal digits, or base 256 where the first bit is set; -1 if it is neither."""
     if raw[0] & 0x80:
         return int.from_bytes(raw, "big") & ((1 << (8 * len(raw) - 1)) - 1)
-    try:
-        return int(raw.split(b"\0", 1)[0].strip() or b"0", 8)
-    except ValueError:
-        return -1
+    digits = raw.split(b"\0", 1)[0].strip()
+    # Checked here, since `int` takes signs and underscores too: a negative length would lead back into the archive.
+    return int(digits or b"0", 8) if not digits.strip(b"01234567") else -1
 
 
 def _name(header: bytes) -> str:
@@ -268,7 +276,7 @@ def _pax(records: bytes) -> dict[str, str]:
             break
         record = records[position + len(digits) + 1 : position + int(digits) - 1]
         key, _, value = record.partition(b"=")
-        if key == b"path" or (key == b"size" and value.isdigit()):
+        if key == b"path" or (key == b"size" and value.isdigit() and len(value) < 20):
             found[key.decode()] = value.decode("utf-8", "replace")
         position += int(digits)
     return found
