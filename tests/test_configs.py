@@ -1,0 +1,80 @@
+"""Every shipped config composes, and every experiment takes two steps on generated pairs. By glob, never by list."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from medclip.config import CONF
+from medclip.train import train
+
+VERBS = sorted(path.stem for path in CONF.glob("*.yaml"))
+FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+TINY = [
+    "model.architecture={embed_dim: 16, vision_cfg: {image_size: 32, patch_size: 16, layers: 1, width: 32, "
+    "head_width: 32}, text_cfg: {context_length: 16, vocab_size: 49408, layers: 1, width: 32, heads: 1}}",
+    "model.pretrained=null",
+    "data.sources=[{phantoms: {kind: xray, samples: 12, size: 64}}]",
+    "data.batch_size=4",
+    "data.workers=0",
+    "trainer.accelerator=cpu",
+    "trainer.devices=1",
+    "trainer.strategy=auto",
+    "trainer.precision=32-true",
+    "epochs=2",
+]
+
+
+def composed(name: str, *words: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, list(words))
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_verbs_compose(name: str) -> None:
+    assert OmegaConf.to_yaml(composed(name))
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if len(path.parts) > 1], ids=str)
+def test_groups_compose_and_name_things_that_exist(path: Path) -> None:
+    group, choice = path.parent.as_posix(), path.stem
+    verb = "evaluate" if group == "eval" else "train"
+    value = f"[{choice}]" if group in ("loss", "eval", "logger", "callbacks") else choice
+    cfg = composed(verb, f"{group}={value}")
+    for target in targets(OmegaConf.to_container(cfg, resolve=False)):
+        assert callable(get_object(target)), target
+
+
+def targets(node: object) -> list[str]:
+    if isinstance(node, dict):
+        own = [node["_target_"]] if isinstance(node.get("_target_"), str) else []
+        return own + [target for value in node.values() for target in targets(value)]
+    return [target for value in node for target in targets(value)] if isinstance(node, list) else []
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments_run(name: str, tmp_path: Path) -> None:
+    trainer = train(composed("train", f"experiment={name}", *TINY, f"output={tmp_path}", "max_steps=2"))
+    assert trainer.global_step == 2
+    assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
+    assert "train/loss" in trainer.callback_metrics
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments_say_how_they_are_run(name: str) -> None:
+    head = [line for line in (CONF / "experiment" / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
+    assert head[0] == "# @package _global_"
+    assert any(f"medclip train experiment={name}" in line for line in head)
+
+
+@pytest.mark.parametrize("name", ["fast", "overfit", "profile"])
+def test_debug_choices_run(name: str, tmp_path: Path) -> None:
+    words = ["experiment=tiny", f"debug={name}", *TINY, f"output={tmp_path}", "trainer.max_steps=3"]
+    if name == "overfit":
+        words.append("trainer.overfit_batches=2")
+    assert train(composed("train", *words)).global_step >= 2
