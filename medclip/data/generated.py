@@ -26,6 +26,13 @@ _LABELS = {
     "histology": (["Microscopy"], ["light microscopy"]),
     "xray": (["Clinical Imaging"], ["x-ray radiography"]),
 }  # BIOMEDICA's primary and secondary labels
+_RANGES = {
+    "samples": (1, 10**9),
+    "seed": (0, 2**63 - 1),
+    "size": (MIN_SIZE, MAX_SIZE),
+    "per_patient": (1, 10**6),
+    "quality": (1, 100),
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,8 @@ class Recipe:
             UserError: an unknown or missing key, or a value out of range.
         """
         names = list(cls.__dataclass_fields__)
+        if not isinstance(config, Mapping):
+            raise UserError(f"phantoms is {config!r}, not a mapping: e.g. {{kind: xray, samples: 1000}}")
         if unknown := set(config) - set(names):
             raise UserError(f"phantoms has unknown keys {sorted(map(str, unknown))}: use {', '.join(names)}")
         if missing := {"kind", "samples"} - set(config):
@@ -65,9 +74,12 @@ class Recipe:
         recipe = cls(**config)
         if recipe.kind not in KINDS:
             raise UserError(f"phantoms.kind is {recipe.kind!r}: choose one of {', '.join(KINDS)}")
-        for name, low, high in (("samples", 1, 10**9), ("size", MIN_SIZE, MAX_SIZE), ("per_patient", 1, 10**6)):
-            if not low <= getattr(recipe, name) <= high:
-                raise UserError(f"phantoms.{name} is {getattr(recipe, name)}: choose {low} to {high}")
+        for name, (low, high) in _RANGES.items():
+            value = getattr(recipe, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+                raise UserError(f"phantoms.{name} is {value!r}: choose {low} to {high}")
+        if not isinstance(recipe.masks, bool):
+            raise UserError(f"phantoms.masks is {recipe.masks!r}: choose true or false")
         return recipe
 
 

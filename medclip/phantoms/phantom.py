@@ -62,7 +62,7 @@ def region_boxes(name: str, distances: np.ndarray, size: int) -> list[Box]:
     """Boxes around the positive parts of coarse distance fields (n, g, g) as enlarged to `size`; none for an empty one.
 
     Works on the fields' projections, since linear interpolation of a maximum bounds the maximum of interpolations:
-    a box holds every pixel of the enlarged region without enlarging it.
+    a box holds every pixel of the enlarged region without enlarging it. Round regions fit tightly; `mask_box` is exact.
     """
     enlarge = _interpolation(distances.shape[-1], size)
     across, down = distances.max(1) @ enlarge > 0, distances.max(2) @ enlarge > 0  # (n, size)
@@ -70,3 +70,11 @@ def region_boxes(name: str, distances: np.ndarray, size: int) -> list[Box]:
     edges = [(m[seen].argmax(1), size - m[seen, ::-1].argmax(1)) for m in (across, down)]
     corners = np.stack([edges[0][0], edges[1][0], edges[0][1], edges[1][1]], 1).tolist()
     return [(name, x0, y0, x1, y1) for x0, y0, x1, y1 in corners]
+
+
+def mask_box(name: str, mask: np.ndarray) -> list[Box]:
+    """The box around a bool mask (h, w); none for an empty one."""
+    across, down = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    if not len(across):
+        return []
+    return [(name, int(across[0]), int(down[0]), int(across[-1]) + 1, int(down[-1]) + 1)]

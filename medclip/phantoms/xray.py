@@ -13,7 +13,7 @@ from medclip.phantoms.anatomy import Body, bones, build_chest, soft_tissue, vess
 from medclip.phantoms.captions import xray_captions
 from medclip.phantoms.findings import FINDINGS, HEART_RATIO, SEVERITIES, SIDED, ZONED, ZONES
 from medclip.phantoms.noise import enlarge, grain
-from medclip.phantoms.phantom import Phantom, image_stream, patient_name, patient_stream, region_boxes
+from medclip.phantoms.phantom import Phantom, image_stream, mask_box, patient_name, patient_stream
 
 CLASSES = tuple(SEVERITIES)
 
@@ -57,7 +57,7 @@ def xray_phantom(seed: int, index: int, patient: int, size: int, masks: bool = F
     boxes = []
     if change is not None:
         shapes[label] = change.extent
-        boxes = region_boxes(label, change.extent[None] - np.float32(0.5), size)
+        boxes = mask_box(label, enlarge(change.extent - np.float32(0.5), size) > 0)
     drawn = {name: enlarge(shape - np.float32(0.5), size) > 0 for name, shape in shapes.items() if masks}
     return Phantom(
         cv2.merge([image] * 3),

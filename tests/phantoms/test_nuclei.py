@@ -27,9 +27,7 @@ def test_the_fast_brush_draws_what_the_slow_one_draws(label: str) -> None:
     for um in MICRONS.values():
         nuclei = TISSUES[label](Plot(np.random.default_rng(1), um, 160)).nuclei
         fast, slow = draw_nuclei(nuclei, um, 160), draw_one_by_one(nuclei, um, 160)
-        # The fast brush cuts the soft edge's faintest part off very thin nuclei: nothing that eight bits would show.
-        assert np.abs(fast - slow).mean() < 2e-4
-        assert np.quantile(np.abs(fast - slow), 0.999) < 0.02
+        assert np.abs(fast - slow).max() < 5e-5 < slow.max()  # single against double precision
 
 
 def test_a_whole_image_is_the_same_with_either_brush() -> None:
@@ -37,7 +35,7 @@ def test_a_whole_image_is_the_same_with_either_brush() -> None:
         fast, slow = (histology_phantom(7, index, index, 96, draw=draw) for draw in (draw_nuclei, draw_one_by_one))
         assert fast.captions == slow.captions and fast.boxes == slow.boxes
         difference = np.abs(fast.image.astype(int) - slow.image.astype(int))
-        assert difference.mean() < 0.1 and np.quantile(difference, 0.999) <= 4
+        assert difference.max() <= 1 and difference.mean() < 0.01
 
 
 def test_order_does_not_matter() -> None:
