@@ -12,6 +12,7 @@ import os
 import zipfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,8 @@ def save_arrays(path: Path, **arrays: np.ndarray) -> None:
             np.savez(file, allow_pickle=False, **arrays)
         part.replace(path)
     except OSError:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray] | None:

@@ -8,6 +8,7 @@ stream is the same for any number of workers, and goes on exactly where it was a
 
 from __future__ import annotations
 
+import math
 import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -70,7 +71,8 @@ class PairReader:
 
     def __getitem__(self, ticket: Ticket) -> tuple[Batch, list[Bad]]:
         height, width = self.preprocess.size
-        images = np.zeros((self.batch_size, 3, height, width), dtype=np.uint8)  # planes, as the fast path has them
+        images = _shared((self.batch_size, 3, height, width))
+        pixels = images.numpy()
         keys: list[str] = []
         texts: list[str] = []
         bad: list[Bad] = []
@@ -83,14 +85,15 @@ class PairReader:
             except BadSample as error:
                 bad.append((key, error.reason, error.detail))
                 continue
-            images[len(keys)] = image.transpose(2, 0, 1)
+            pixels[len(keys)] = image.transpose(2, 0, 1)
             keys.append(key)
             texts.append(text)
+        pixels[len(keys) :] = 0
         tokens = torch.zeros((self.batch_size, self.tokenizer.context_length), dtype=torch.int64)
         if texts:
             tokens[: len(texts)] = self.tokenizer(texts)
         batch = Batch(
-            image=torch.from_numpy(images),
+            image=images,
             text=tokens,
             key=keys,
             skipped=len(bad),
@@ -232,6 +235,14 @@ class _Tickets:
         for epoch in range(self.epoch, self.epochs):
             yield from self.plan.tickets(self.order, epoch, position)
             position = 0
+
+
+def _shared(shape: tuple[int, ...]) -> torch.Tensor:
+    """Uninitialised uint8; within a worker in the memory that it shares, so that handing it over copies nothing."""
+    if torch.utils.data.get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch's own collate function does
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 def _as_is(item: Any) -> Any:
