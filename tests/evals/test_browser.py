@@ -1,0 +1,61 @@
+"""The report in a real browser: nothing from outside, no script errors, nothing cut off, on a desk and on a phone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from medclip.evals.report import write_report
+from tests.evals.test_report import colour_report
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+playwright = pytest.importorskip("playwright.sync_api")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(colour_report({"base": 0.2, "adapted": 0.9, "blend": 0.5}), tmp_path_factory.mktemp("report"))
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (820, "dark"), (390, "light")])
+def test_page(browser, page_file: Path, width: int, scheme: str) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    said, asked = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(page_file.as_uri())
+    assert page.locator("h1").inner_text() == "What was gained, and what was lost"
+    for name in ("base", "adapted", "blend"):
+        assert page.get_by_text(name, exact=False).first.is_visible()
+    assert page.locator(".chip.gain").first.is_visible()
+    # Wide tables scroll in their own frame; the page itself never does sideways.
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    if width == 1280:
+        frames = page.evaluate(
+            "[...document.querySelectorAll('#domain ~ .scroll')].map(e => e.scrollWidth - e.clientWidth)"
+        )
+        assert frames and max(frames) <= 0, "the headline tables must fit a desk"
+    page.evaluate("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
+    page.wait_for_function("[...document.images].every(image => image.complete)")
+    assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
+    page.locator("#domain ~ .scroll a").first.click()
+    assert page.url.endswith("#eval-colours")
+    assert not said
+    assert all(url.startswith(("file:", "data:")) for url in asked)
+    page.close()
