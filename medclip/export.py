@@ -20,7 +20,7 @@ from rich.table import Table
 
 from medclip.config import atomic_write, build, output_folder, verb
 from medclip.evals.console import progress
-from medclip.evals.result import LABELS, LOWER_IS_BETTER, Evaluation
+from medclip.evals.result import LABELS, Evaluation
 from medclip.evals.run import evaluate_checkpoint
 from medclip.evaluate import pick_device
 from medclip.models.build import differing_keys
@@ -99,6 +99,7 @@ def _sweep(base: Clip, clip: Clip, cfg: DictConfig) -> list[Path]:
     folders: dict[float, Path] = {}
     scores: Scores = {}
     headline: list[str] = []
+    lower: set[str] = set()
     with progress() as progress_of:
         for alpha in dict.fromkeys(float(a) for a in cfg.alpha):
             folders[alpha] = folder / f"alpha_{alpha:g}"
@@ -111,17 +112,18 @@ def _sweep(base: Clip, clip: Clip, cfg: DictConfig) -> list[Path]:
                 on_progress=progress_of(f"alpha {alpha:g}"),
             )
             headline = [f"{name}/{key}" for name, result in results.items() for key in result.headline]
+            lower |= {f"{name}/{key}" for name, result in results.items() for key in result.lower_is_better}
             scores[alpha] = {f"{name}/{key}": value for name, r in results.items() for key, value in r.metrics.items()}
             if cfg.metric and cfg.metric not in scores[alpha]:
                 raise UserError(f"metric={cfg.metric} is not measured: choose one of {', '.join(scores[alpha])}")
-    best = best_alpha(scores, cfg.metric) if cfg.metric else None
+    best = best_alpha(scores, cfg.metric, lower_is_better=cfg.metric in lower) if cfg.metric else None
     _report(folder, scores, headline, best, cfg)
     return list(folders.values())
 
 
-def best_alpha(scores: Scores, metric: str) -> float | None:
+def best_alpha(scores: Scores, metric: str, *, lower_is_better: bool = False) -> float | None:
     """The alpha with the best `metric`; of equals the smallest, which forgets least. None where it is undefined."""
-    sign = -1 if metric.split("/", 1)[1] in LOWER_IS_BETTER else 1
+    sign = -1 if lower_is_better else 1
     defined = [alpha for alpha in sorted(scores) if not math.isnan(scores[alpha][metric])]
     return max(defined, key=lambda alpha: sign * scores[alpha][metric], default=None)
 

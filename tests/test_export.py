@@ -37,7 +37,8 @@ class ToyEvaluation:
     def __call__(self, clip: Clip, *, batch_size: int, workers: int, advance: object) -> SimpleNamespace:
         with torch.no_grad():
             value = float(clip.encode_text(clip.tokenizer(["a nodule"]))[0, 0])
-        return SimpleNamespace(metrics={"acc1": value, "auroc": float("nan")}, headline=("acc1", "auroc"))
+        metrics = {"acc1": value, "auroc": float("nan")}
+        return SimpleNamespace(metrics=metrics, headline=("acc1", "auroc"), lower_is_better=frozenset())
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,7 @@ def test_best_alpha():
 
     nan = float("nan")
     assert best_alpha(scores(0.1, 0.3, 0.2), "r/acc1") == 0.5
-    assert best_alpha(scores(3, 2, 1), "r/text_retrieval_median_rank") == 1.0
+    assert best_alpha(scores(3, 2, 1), "r/text_retrieval_median_rank", lower_is_better=True) == 1.0
     assert best_alpha(scores(0.1, 0.3, 0.3), "r/acc1") == 0.5  # of equals the one nearer to the base
     assert best_alpha(scores(nan, 0.1, nan), "r/acc1") == 0.5
     assert best_alpha(scores(nan, nan, nan), "r/acc1") is None

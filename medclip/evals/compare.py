@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from medclip.evals.bootstrap import Bootstrap, Difference, Estimate, difference, draws, interval
-from medclip.evals.result import LOWER_IS_BETTER, Result
+from medclip.evals.result import LABELS, Result
 from medclip.types import UserError
 
 
@@ -15,9 +15,21 @@ class MetricRow:
     """One metric of one evaluation: by checkpoint, and for all but the first its difference to the first."""
 
     metric: str
+    lower_is_better: bool
     chance: float | None
     estimates: dict[str, Estimate]
     differences: dict[str, Difference]
+
+    @property
+    def label(self) -> str:
+        """The metric as people read it."""
+        return LABELS.get(self.metric, self.metric.replace("_", " "))
+
+    @property
+    def on_unit_scale(self) -> bool:
+        """Whether a plot from 0 to 1 can hold it."""
+        bounds = [x for e in self.estimates.values() for x in (e.value, e.low, e.high) if x == x]
+        return not self.lower_is_better and all(0 <= x <= 1 for x in bounds)
 
 
 @dataclass(frozen=True)
@@ -59,9 +71,11 @@ def compare(name: str, results: Mapping[str, Result], settings: Bootstrap) -> Co
     rows = []
     for metric in points[base]:
         own = {model: drawn[model].get(metric) for model in results}
+        lower = metric in results[base].lower_is_better
         rows.append(
             MetricRow(
                 metric,
+                lower,
                 results[base].chance.get(metric),
                 {k: Estimate(points[k][metric], *interval(own[k], settings.level)) for k in results},
                 {
@@ -71,7 +85,7 @@ def compare(name: str, results: Mapping[str, Result], settings: Bootstrap) -> Co
                         own[base],
                         own[k],
                         settings.level,
-                        metric in LOWER_IS_BETTER,
+                        lower,
                     )
                     for k in others
                 },

@@ -13,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from medclip.evals.compare import MetricRow
-from medclip.evals.result import LABELS
 from medclip.evals.run import OnProgress, Report
 
 STYLE = {"gain": "green", "loss": "red", "no change": "dim"}
@@ -65,7 +64,7 @@ def _columns(name: str, row: MetricRow, others: list[str]) -> list[list[str]]:
     """One metric's cells, each a line a checkpoint, the base first."""
     chance = f" (chance {_value(row.chance)})" if row.chance is not None else ""
     values = [f"{_value(e.value)} [{_value(e.low)}, {_value(e.high)}]" for e in row.estimates.values()]
-    columns = [[f"{name}:", f"{LABELS[row.metric]}{chance}"], list(row.estimates), values]
+    columns = [[f"{name}:", f"{row.label}{chance}"], list(row.estimates), values]
     if others:
         changes = [row.differences[model] for model in others]
         columns.append(["", *(f"{change.value:+.3f}" for change in changes)])

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from medclip.evals.compare import Comparison
-from medclip.evals.result import ClassificationDetails, Result
+from medclip.evals.result import ClassificationDetails, Result, RetrievalDetails
 from medclip.evals.run import Report
 
 
@@ -63,7 +63,7 @@ def _record(report: Report, comparison: Comparison, model: str, result: Result) 
         record["per_class"] = {n: {"support": s, "recall": r, "f1": f, "auroc": a} for n, s, r, f, a in columns}
         record["confusion"] = details.confusion
         record["prompts"] = [asdict(p) for p in details.prompts]
-    else:
+    elif isinstance(details, RetrievalDetails):
         record["images"] = details.images
         record["captions"] = details.captions
         record["distinct_captions"] = details.distinct_captions

@@ -13,15 +13,16 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from medclip.evals.bootstrap import Estimate
-from medclip.evals.compare import Comparison
+from medclip.evals.compare import Comparison, MetricRow
 from medclip.evals.records import to_json
-from medclip.evals.result import LABELS, LOWER_IS_BETTER, PromptScore
+from medclip.evals.result import LABELS, PromptScore
 from medclip.evals.run import Report
 
 ROLES = (
     ("domain", "Gain: the domain", "What the adaptation was for: a gain is hoped for here."),
     ("retention", "Forgetting: what it knew before", "General tasks the base could do: a loss here is forgetting."),
 )
+TASKS = {"zeroshot_classification": "Zero-shot classification", "zeroshot_retrieval": "Image↔text retrieval"}
 
 
 def write_report(report: Report, folder: Path) -> Path:
@@ -51,7 +52,7 @@ def render(report: Report) -> str:
         others=list(report.checkpoints)[1:],
         roles=ROLES,
         labels=LABELS,
-        lower_is_better=LOWER_IS_BETTER,
+        tasks=TASKS,
         summary=summary(report),
     )
 
@@ -66,7 +67,7 @@ def summary(report: Report) -> list[str]:
                 continue
             said = {"gain": [], "loss": [], "no change beyond chance": []}
             for comparison, row in rows:
-                said[row.differences[model].verdict].append(_change(comparison, row.metric, row.differences[model]))
+                said[row.differences[model].verdict].append(_change(comparison, row, row.differences[model]))
             even = len(said["no change beyond chance"])
             parts = [f"{word} in {'; '.join(said[verdict])}" for verdict, word in _WORDS if said[verdict]]
             parts += [f"no change beyond chance in {even} of {len(rows)} headline figures"] if even else []
@@ -77,8 +78,8 @@ def summary(report: Report) -> list[str]:
 _WORDS = (("gain", "better"), ("loss", "worse"))
 
 
-def _change(comparison: Comparison, metric: str, difference: Estimate) -> str:
-    return f"{comparison.name} {LABELS[metric]} ({difference.value:+.3f})"
+def _change(comparison: Comparison, row: MetricRow, difference: Estimate) -> str:
+    return f"{comparison.name} {row.label} ({difference.value:+.3f})"
 
 
 def _number(value: float | None) -> str:

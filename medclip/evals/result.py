@@ -14,7 +14,7 @@ from medclip.types import Batch, DualEncoder, Preprocess
 Role = Literal["domain", "retention"]
 Advance = Callable[[int], object]  # called with the number of samples just done
 
-# CLIP_benchmark's names are the keys; this is how people read them.
+# CLIP_benchmark's names are the keys; this is how people read them. Other metrics are shown by their own names.
 LABELS = {
     "acc1": "accuracy",
     "acc5": "top-5 accuracy",
@@ -30,7 +30,6 @@ LABELS = {
     "image_retrieval_recall@10": "text→image R@10",
     "image_retrieval_median_rank": "text→image median rank",
 }
-LOWER_IS_BETTER = {"text_retrieval_median_rank", "image_retrieval_median_rank"}
 
 
 class EvalData(Protocol):
@@ -128,13 +127,14 @@ class RetrievalDetails:
 class Result:
     """One evaluation of one checkpoint."""
 
-    task: Literal["zeroshot_classification", "zeroshot_retrieval"]
+    task: str  # CLIP_benchmark's name of it
     role: Role
     headline: tuple[str, ...]  # the metrics that speak for this evaluation
     outcomes: Outcomes
-    details: ClassificationDetails | RetrievalDetails
+    details: ClassificationDetails | RetrievalDetails | None  # tables and pictures of the report
     chance: dict[str, float]
     skipped: dict[str, int]
+    lower_is_better: frozenset[str] = frozenset()
     undefined: dict[str, list[str]] = field(default_factory=dict)  # metric -> classes left out of its average
 
     @property

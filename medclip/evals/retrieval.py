@@ -98,6 +98,7 @@ class Retrieval:
             ),
             chance=chance,
             skipped=found.skipped,
+            lower_is_better=frozenset({"text_retrieval_median_rank", "image_retrieval_median_rank"}),
         )
 
 
