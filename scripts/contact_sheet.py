@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -27,7 +27,7 @@ _BOX = {"gland": (0, 90, 0), "lumen": (0, 60, 200)}  # others in orange
 _GAP, _LINE, _MARGIN = 4, 16, 128
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", choices=[*KINDS, "both"], default="both")
     parser.add_argument("--out", type=Path, required=True, help="PNG to write")
@@ -39,7 +39,7 @@ def main() -> int:
     )
     parser.add_argument("--colours", type=int, help="quantise to so many colours, for a smaller file")
     parser.add_argument("--boxes", action="store_true", help="draw the boxes of what is known")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     kinds = KINDS if chosen.kind == "both" else (chosen.kind,)
     show = chosen.show or chosen.size
     try:

@@ -153,6 +153,7 @@ def squamous_carcinoma(plot: Plot) -> Tissue:
     pearls = rng.uniform(0.15, 0.85, (1 + int(um > 200), 2)) * um
     each, whorl = _pearls(plot, pearls)
     pearl = each.max(0)
+    nest = np.maximum(nest, pearl / 14 + 1)  # a pearl lies within its nest
     inside, keratin = ramp(plot.full(nest), 0.15), ramp(plot.full(pearl), 3)
     matrix, direction = _fibrous(plot, 0.25, 6, 0.8, 0.3)
     cell = 0.40 * (1 + 0.2 * plot.full(smooth(rng, um / 20))) * (0.45 + 0.55 * ramp(plot.full(border) - 0.7, 1.2))
@@ -174,7 +175,8 @@ def _pearls(plot: Plot, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     wobble = 1 + 0.12 * smooth(plot.rng, plot.um / 22)
     away = np.stack([np.hypot(x - cx, 1.25 * (y - cy)) for cx, cy in centres]) * wobble
     uneven = 1.1 * smooth(plot.rng, plot.um / 9)  # lamellae split and merge
-    lamellae = np.cos((away.min(0) + uneven) * (2 * np.pi / 3.8))
+    apart = max(3.8, 3.2 * plot.um / GRID)  # wide enough for the coarse grid
+    lamellae = np.cos((away.min(0) + uneven) * (2 * np.pi / apart))
     return np.float32(plot.rng.uniform(15, 21)) - away, lamellae
 
 
