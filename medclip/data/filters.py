@@ -30,6 +30,7 @@ ALIASES = {
 }
 _MAX_LENGTH = 4000
 _MAX_NAMES = 50
+_MAX_DEPTH = 100  # each level takes a few frames of the stack, and who calls has some already
 _ARITHMETIC: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -82,8 +83,9 @@ class Filter:
             )
         try:
             tree = ast.parse(self.text, mode="eval")
+            if _depth(tree) > _MAX_DEPTH:
+                raise self._refuse(f"more than {_MAX_DEPTH} levels deep", 0)
             self._value = self._compile(tree.body)
-            self._value({})  # what nests too deep to be evaluated shows now
         except SyntaxError as error:
             raise self._refuse(error.msg, (error.offset or 1) - 1) from None
         except (RecursionError, MemoryError, ValueError) as error:
@@ -161,6 +163,14 @@ class Filter:
     def _column(self, node: ast.expr) -> int:
         # ast counts bytes of UTF-8.
         return len(self.text.encode()[: node.col_offset].decode("utf-8", "ignore"))
+
+
+def _depth(tree: ast.AST) -> int:
+    level, depth = [tree], 0
+    while level:
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+        depth += 1
+    return depth
 
 
 def _arithmetic(act: Callable[[Any, Any], Any], first: Any, second: Any) -> Any:
