@@ -37,6 +37,17 @@ def cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
+class Stopwatch:
+    """Runs from its making on."""
+
+    def __init__(self) -> None:
+        self.wall, self.cpu = time.perf_counter(), cpu_seconds()
+
+    def read(self, units: int) -> Cost:
+        """The cost so far of `units` units."""
+        return Cost(cpu_seconds() - self.cpu, time.perf_counter() - self.wall, units)
+
+
 def measure(work: Callable[[], int]) -> Cost:
     """Run `work` once; it returns the units that it did.
 
@@ -44,12 +55,12 @@ def measure(work: Callable[[], int]) -> Cost:
         RuntimeError: `work` left worker processes behind, whose time would be missing.
     """
     gc.collect()
-    wall, cpu = time.perf_counter(), cpu_seconds()
+    watch = Stopwatch()
     units = work()
     gc.collect()  # a loader that nobody holds any more ends its workers
     if left := multiprocessing.active_children():
         raise RuntimeError(f"{len(left)} worker processes still run: their CPU time is not counted yet")
-    return Cost(cpu_seconds() - cpu, time.perf_counter() - wall, units)
+    return watch.read(units)
 
 
 def interleave(
