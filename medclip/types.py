@@ -56,7 +56,8 @@ class Batch(TypedDict, total=False):
     """One step's input. Methods add keys; nobody relies on positions.
 
     A training batch always has the full number of rows, whatever was skipped: rows from `len(batch["key"])` on are
-    blank padding, which the task drops after the towers (shapes stay static, and DDP ranks never disagree).
+    padding, which the task drops after the towers (shapes stay static, and DDP ranks never disagree). Padding repeats the
+    real rows, so that batch norms see the statistics of real samples; without a real row it is zeros.
     """
 
     image: Tensor  # uint8 (b, 3, h, w) as decoded, normalised by the model on its device; or float, already normalised

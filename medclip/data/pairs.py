@@ -43,7 +43,7 @@ class PairReader:
         tokenizer: the model's; cuts to its context length.
         crop: random-resized crop, or None for the model's evaluation transform.
         seed: of crops and caption choices.
-        batch_size: rows of every batch; missing ones are blank (see `types.Batch`).
+        batch_size: rows of every batch; missing ones are padded (see `types.Batch`).
         exact: bit-identical to open_clip's PIL transform instead of the fast path.
         max_pixels: larger images are refused before they are decoded.
         storage: what remote sources read through.
@@ -88,10 +88,15 @@ class PairReader:
             pixels[len(keys)] = image.transpose(2, 0, 1)
             keys.append(key)
             texts.append(text)
-        pixels[len(keys) :] = 0
         tokens = torch.zeros((self.batch_size, self.tokenizer.context_length), dtype=torch.int64)
         if texts:
             tokens[: len(texts)] = self.tokenizer(texts)
+            # Copies, not blanks: the task drops them, but a batch norm on the way has seen them by then.
+            rest = np.arange(len(texts), self.batch_size) % len(texts)
+            pixels[len(texts) :] = pixels[rest]
+            tokens[len(texts) :] = tokens[rest]
+        else:
+            pixels[:] = 0
         batch = Batch(
             image=images,
             text=tokens,
