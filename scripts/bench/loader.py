@@ -3,10 +3,11 @@
     scripts/bench/loader.py [--quick]
 
 Both sides read the same shards (JPEGs of 512 to 1024 px, a caption and 4 kB of metadata each), decode, cut a random 0.9
-to 1.0 of the image, resize it to 224 px, tokenise the caption, batch 64 and normalise, with 2 workers; a second table
-has the same without workers. The peer is `open_clip_train.data.get_wds_dataset` with open_clip's transform, tokenizer
-and default arguments. It needs webdataset <= 0.2.86, which is installed for it alone, into .venv/bench-peer, when first
-needed. Our tar index is made beforehand, as a training run makes it once for a data set; what it costs is printed.
+to 1.0 of the image, resize it to 224 px, tokenise the caption, batch 64 and normalise, with 2 workers; without `--quick`
+a second table has the same without workers. The peer is `open_clip_train.data.get_wds_dataset` with open_clip's
+transform, tokenizer and default arguments. It needs webdataset <= 0.2.86, which is installed for it alone, into
+.venv/bench-peer, when first needed. Our tar index is made beforehand, as a run makes it once for a data set; what it
+costs is printed.
 
 The pixels are compared too: the fast path and `decode: exact` with open_clip's own operations on the same boxes.
 """
@@ -303,8 +304,9 @@ def main() -> None:
     if drift > MAX_DRIFT or unequal:
         sys.exit("loader: the pixels are not what they should be, so the speed means nothing")
     with process("ours", count) as our, process("peer", count) as their:
-        alone = interleave(lambda: our(0), lambda: their(0), runs=1 if args.quick else 3)
-        print(f"without workers:\n{table(alone, 'image', 'open_clip')}")
+        if not args.quick:
+            alone = interleave(lambda: our(0), lambda: their(0), runs=3)
+            print(f"without workers:\n{table(alone, 'image', 'open_clip-3.3')}", flush=True)
         pairs = interleave(lambda: our(2), lambda: their(2), runs=5)
     print("2 workers:")
     report("loader", pairs, unit="image", peer="open_clip-3.3")
