@@ -3,8 +3,8 @@
     scripts/bench/loader.py [--quick]
 
 Both sides read the same shards (JPEGs of 512 to 1024 px, a caption and 4 kB of metadata each), decode, cut a random 0.9
-to 1.0 of the image, resize it to 224 px, tokenise the caption, batch 64 and normalise, with 2 workers; without `--quick`
-a second table has the same without workers. The peer is `open_clip_train.data.get_wds_dataset` with open_clip's
+to 1.0 of the image, resize it to 224 px, tokenise the caption, batch 64 and normalise, with 2 workers; a second table
+has the same without workers (not with --quick). The peer is `open_clip_train.data.get_wds_dataset` with open_clip's
 transform, tokenizer and default arguments. It needs webdataset <= 0.2.86, which is installed for it alone, into
 .venv/bench-peer, when first needed. Our tar index is made beforehand, as a run makes it once for a data set; what it
 costs is printed.
