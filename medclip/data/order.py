@@ -63,7 +63,7 @@ class EpochOrder:
         rng = np.random.default_rng([self.seed, epoch, 0])
         if self.buffer >= len(ids):
             return ids[rng.permutation(len(ids))]
-        priority = rng.permutation(int(units[-1]) + 1)
+        priority = rng.permutation(int(units.max()) + 1)
         line = ids[np.argsort(priority[units], kind="stable")]
         return line[np.argsort(np.arange(len(line)) + rng.uniform(0, self.buffer, len(line)), kind="stable")]
 

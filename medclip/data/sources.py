@@ -17,6 +17,14 @@ Keys of one: exactly one of `urls` (shards), `table`, `folder` or `phantoms`; an
 | `split` | `{by: case, part: train \\| test, fraction: 0.2, seed: 0}`; a group is never in two parts |
 | `keep` | keep-list: .parquet (column `key`), .npy or .txt |
 | `image_root`, `columns`, `header`, `suffix` | tables only, see `tables.open_table` |
+
+How bytes are read is one mapping for all sources, `data.storage`; every key is optional:
+
+| key | meaning |
+|---|---|
+| `index` | folder of tar indexes and filter answers (`~/.cache/medclip/index`) |
+| `cache` | disk cache of remote shards: false, its folder, or `{folder, max_gb: 20, block_mb: 4}` |
+| `tries`, `backoff`, `timeout` | attempts at a remote read (8), seconds of the first wait (0.25), of silence (30) |
 """
 
 from __future__ import annotations

@@ -73,6 +73,25 @@ def test_weights_are_passes_and_fractions_rotate_through_everything() -> None:
     assert sorted(seen) == list(range(40))
 
 
+weights = st.lists(
+    st.tuples(st.integers(1, 60), st.sampled_from([0.1, 0.25, 0.5, 1.0, 1.3, 3.0])), min_size=1, max_size=4
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(weights, st.integers(1, 80), st.booleans(), st.integers(1, 9))
+def test_weights_with_any_buffer(given, buffer, shuffle, chunk) -> None:
+    """Every sample comes as often as any other, to within one, and after enough epochs each has come."""
+    order = EpochOrder([part(n, chunk, w) for n, w in given], seed=2, shuffle=shuffle, buffer=buffer)
+    epochs = [order.ids(epoch) for epoch in range(12)]
+    assert {len(ids) for ids in epochs} == {len(order)} == {sum(round(n * w) for n, w in given)}
+    total = np.bincount(np.concatenate(epochs), minlength=sum(n for n, _ in given))
+    for start, (n, w) in zip(order.starts, given, strict=False):
+        drawn = total[start : start + n]
+        assert drawn.max() - drawn.min() <= 1
+        assert drawn.sum() == 12 * round(n * w)
+
+
 def test_shards_written_concept_by_concept_come_out_mixed() -> None:
     """40 shards of 100, one concept each: a plain buffer of 200 sees 2-3 concepts a batch, chunk mixing tens."""
     order = EpochOrder([Part(4000, np.arange(0, 4000, 10))], seed=0, buffer=200)
