@@ -55,9 +55,11 @@ def measure(work: Callable[[], int]) -> Cost:
         RuntimeError: `work` left worker processes behind, whose time would be missing.
     """
     gc.collect()
+    gc.freeze()  # what is there already is no part of the work, and takes long to search
     watch = Stopwatch()
     units = work()
     gc.collect()  # a loader that nobody holds any more ends its workers
+    gc.unfreeze()
     if left := multiprocessing.active_children():
         raise RuntimeError(f"{len(left)} worker processes still run: their CPU time is not counted yet")
     return watch.read(units)
