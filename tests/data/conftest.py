@@ -39,7 +39,7 @@ class Server:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-            wbufsize = -1  # header and body in one packet, or each answer waits 40 ms for an acknowledgement
+            wbufsize = 1 << 20  # header and body in one packet, or each answer waits 40 ms for an acknowledgement
 
             def log_message(self, *_: object) -> None:
                 pass
