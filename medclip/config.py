@@ -16,7 +16,13 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -27,6 +33,12 @@ from medclip.types import UserError
 _HERE = Path(__file__).parent
 # One rule for a checkout, an editable install and a wheel (which ships conf/ as medclip/conf).
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
+
+
+_REMEDY = {
+    False: "see `--cfg job` for the keys there are",
+    True: 'quote what holds spaces, = or ", once for the shell and once for Hydra: \'key="a b"\'',
+}
 
 
 def verb(name: str) -> Callable[[Callable[[DictConfig], object]], Callable[[], None]]:
@@ -71,12 +83,15 @@ def _one_line(error: BaseException) -> str | None:
         if isinstance(link, UserError):
             return " ".join(str(link).split())
     # `instantiate` wraps whatever a constructor raised; what is under it is then ours to explain, not the user's.
-    if isinstance(error, HydraException | OmegaConfBaseException) and all(
-        isinstance(link, HydraException | OmegaConfBaseException | KeyError | AttributeError) for link in chain
+    composing = isinstance(error, OverrideParseException | ConfigCompositionException | MissingConfigException)
+    if composing or (
+        isinstance(error, HydraException | OmegaConfBaseException)
+        and all(isinstance(link, HydraException | OmegaConfBaseException | KeyError | AttributeError) for link in chain)
     ):
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        wanted = [line for line in lines if not line.startswith(("full_key", "object_type", "Config search path"))]
-        return " ".join(wanted[:3]) + " (see `--cfg job` for the keys there are)"
+        skipped = ("full_key", "object_type", "Config search path", "See https://")
+        wanted = [line for line in lines if not line.startswith(skipped)]
+        return " ".join(wanted[:3]) + f" ({_REMEDY[isinstance(error, OverrideParseException)]})"
     return None
 
 

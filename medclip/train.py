@@ -61,7 +61,12 @@ def find_checkpoint(resume: str | None, folder: Path) -> str | None:
 def _quiet() -> None:
     """Keep the console for what the user must know: progress and remedies."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for text in (".*LeafSpec.*", ".*Total length of .* across ranks is zero.*", ".*does not have many workers.*"):
+    for text in (
+        ".*LeafSpec.*",
+        ".*Total length of .* across ranks is zero.*",
+        ".*does not have many workers.*",
+        ".*is smaller than the logging interval.*",
+    ):
         warnings.filterwarnings("ignore", text)
 
 

@@ -56,7 +56,7 @@ class Batch(TypedDict, total=False):
     """One step's input. Methods add keys; nobody relies on positions.
 
     A training batch always has the full number of rows, whatever was skipped: rows from `len(batch["key"])` on are
-    padding, which the task drops after the towers (shapes stay static, and DDP ranks never disagree). Padding repeats the
+    padding, which the task drops after the towers (shapes stay static, and DDP ranks never disagree). It repeats the
     real rows, so that batch norms see the statistics of real samples; without a real row it is zeros.
     """
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from medclip.data.make_shards import make_shards
 from medclip.data.sources import open_sources
+from medclip.phantoms.phantom import KINDS
 from medclip.types import UserError
 
 
@@ -22,6 +23,9 @@ def main() -> int:
     given.add_argument("--table", help="CSV, TSV, JSONL, JSON or parquet that names images and captions")
     given.add_argument("--folder", help="images below it, with .txt captions or in class folders")
     given.add_argument("--urls", help="shards: glob, brace range or URL")
+    given.add_argument("--phantoms", choices=KINDS, help="generated images of this kind")
+    parser.add_argument("--samples", type=int, default=1000, help="generated images (%(default)s)")
+    parser.add_argument("--size", type=int, default=224, help="pixels of generated images (%(default)s)")
     parser.add_argument("--out", required=True, type=Path, help="folder to write to")
     parser.add_argument("--per-shard", type=int, default=10_000, help="samples in a shard (%(default)s)")
     parser.add_argument("--processes", type=int, default=1, help="shards written at a time (%(default)s)")
@@ -35,10 +39,13 @@ def main() -> int:
     parser.add_argument("--keep", help="list of keys: .parquet (column key), .npy or .txt")
     parser.add_argument("--split-by", help="field whose values are never split, e.g. case; `key` for every sample")
     parser.add_argument("--fraction", type=float, default=0.2, help="of the groups in the test part (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the split (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the split, or of generated images (%(default)s)")
     chosen = parser.parse_args()
     options = ("table", "folder", "urls", "image_root", "suffix", "filter", "keep")
     config = {name: value for name in options if (value := getattr(chosen, name)) is not None}
+    if chosen.phantoms:
+        recipe = {"kind": chosen.phantoms, "samples": chosen.samples, "size": chosen.size, "seed": chosen.seed}
+        config["phantoms"] = recipe
     if chosen.no_caption:
         config["caption"] = False
     elif chosen.caption:

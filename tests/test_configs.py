@@ -16,8 +16,9 @@ VERBS = sorted(path.stem for path in CONF.glob("*.yaml"))
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 TINY = [
-    "model.architecture={embed_dim: 16, vision_cfg: {image_size: 32, patch_size: 16, layers: 1, width: 32, "
-    "head_width: 32}, text_cfg: {context_length: 16, vocab_size: 49408, layers: 1, width: 32, heads: 1}}",
+    "model=tiny_vit",
+    "model.architecture.vision_cfg.layers=1",
+    "model.architecture.text_cfg.layers=1",
     "model.pretrained=null",
     "data.sources=[{phantoms: {kind: xray, samples: 12, size: 64}}]",
     "data.batch_size=4",

@@ -22,7 +22,6 @@ BLOCK = re.compile(r"^`(?P<path>[\w/.]+)`[^\n]*\n```(?:python|yaml)\n(?P<text>.*
 BLOCKS = {match["path"]: match["text"] for match in BLOCK.finditer((ROOT / "CONTRIBUTING.md").read_text())}
 SMALL = [
     "experiment=tiny",
-    "model.architecture.vision_cfg.layers=1",
     "model.architecture.text_cfg.layers=1",
     "data.sources=[{phantoms: {kind: xray, samples: 8, size: 64}}]",
     "data.batch_size=4",

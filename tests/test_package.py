@@ -61,7 +61,6 @@ def test_runs_a_verb_where_it_is_installed(wheel: Path, tmp_path: Path) -> None:
         "data.sources=[{phantoms: {kind: histology, samples: 8, size: 64}}]",
         "data.batch_size=4",
         "data.workers=0",
-        "model.architecture.vision_cfg.layers=1",
         "model.architecture.text_cfg.layers=1",
     ]
     ran = subprocess.run(

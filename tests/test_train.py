@@ -20,6 +20,7 @@ from medclip.types import UserError
 
 SMALL = [
     "experiment=tiny",
+    "model=tiny_vit",
     "model.architecture.vision_cfg.image_size=32",
     "model.architecture.vision_cfg.layers=1",
     "+model.architecture.vision_cfg.patch_dropout=0.25",  # something random inside the towers
