@@ -234,10 +234,10 @@ def _json_rows(frame: pd.DataFrame) -> Iterator[bytes]:
 def _typed(column: Any, *, text: bool) -> Any:
     """Numbers where all values are numbers, so that filters compare them as such.
 
-    Text where one has a leading zero, or more digits than a float holds: then they are names, and must stay distinct.
+    Text where one has a leading zero, or is whole with more digits than a float holds: such are names.
     """
     filled = column[column != ""]
     numbers: Any = pd.to_numeric(filled, errors="coerce")
-    if text or not len(filled) or numbers.isna().any() or filled.str.match(r"^[-+]?0\d|.{16}").any():
+    if text or not len(filled) or numbers.isna().any() or filled.str.match(r"^[-+]?(0\d|\d{16,}$)").any():
         return column.where(column != "", None)
     return numbers.reindex(column.index)

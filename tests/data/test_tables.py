@@ -120,8 +120,9 @@ def test_types_of_csv_columns(root: Path) -> None:
         "image": ["im/1.jpg", "im/2.jpg"],
         "caption": ["12", "13"],
         "score": ["0.123456789012", ""],
+        "long": ["0.12345678901234567", "-2.5e-3"],  # as numpy writes them
         "zip": ["00123", "4"],
-        "uid": ["12345678901234567890", "12345678901234567891"],  # as floats the same
+        "case": ["1234567890123456789012345", "1234567890123456789012346"],  # as floats the same
         "word": ["", "x"],
     }
     pd.DataFrame(frame).to_csv(root / "t.csv", index=False)
@@ -129,8 +130,9 @@ def test_types_of_csv_columns(root: Path) -> None:
     expected = {
         "caption": ["12", "13"],
         "score": [0.123456789012, None],
+        "long": [pytest.approx(0.12345678901234567, abs=1e-14), -0.0025],
         "zip": ["00123", "4"],
-        "uid": frame["uid"],
+        "case": frame["case"],
         "word": [None, "x"],
     }
     assert {name: [found.fields(i)[name] for i in range(2)] for name in expected} == expected
