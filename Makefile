@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 DATA ?=
 # No key, no network: wandb writes its runs to disk unless told otherwise.
 export WANDB_MODE ?= offline
+# OpenMP threads that sleep while they wait do not slow each other down on shared cores.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help install demo test test-all bench check format clean
 .DEFAULT_GOAL := help

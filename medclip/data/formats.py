@@ -124,10 +124,25 @@ def _open_jpeg(data: bytes, max_pixels: int) -> Picture:
             return np.asarray(image.convert("RGB"))
 
     picture = Picture(height, width, scalable=True, pixels=pixels)
-    if b"Exif" in data or b"tiff:Orientation" in data:
+    header = data[: _scan_start(data)]
+    if b"Exif" in header or b"tiff:Orientation" in header:
         with broken_is_bad(), Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
             return _upright(picture, _orientation(image))
     return picture
+
+
+def _scan_start(data: bytes) -> int:
+    """Where a JPEG's compressed pixels begin, by its segments' lengths; the end of the file if they make no sense."""
+    place = 2
+    while data[place : place + 1] == b"\xff" and place + 4 <= len(data):
+        kind = data[place + 1]
+        if kind == 0xFF:  # padding before a marker
+            place += 1
+        elif kind == 0xDA:  # start of scan
+            return place
+        else:
+            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return len(data)
 
 
 def _open_other(data: bytes, max_pixels: int) -> Picture:

