@@ -40,7 +40,7 @@ def render(report: Report) -> str:
     environment.filters.update(
         b64=lambda data: b64encode(data).decode(),
         num=_number,
-        signed=lambda value: "–" if value != value else f"{value:+.3f}".replace("-", "−"),
+        signed=_signed,
         bounds=_bounds,
         pvalue=lambda p: "" if p != p else ("p < 0.01" if p < 0.01 else f"p = {p:.2f}"),
         x=lambda value: round(4 + 192 * min(max(value, 0.0), 1.0), 1),
@@ -86,6 +86,12 @@ def _number(value: float | None) -> str:
     if value is None or value != value:
         return "–"
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _signed(value: float) -> str:
+    if value != value:
+        return "–"
+    return (f"{value:+.3f}" if abs(value) < 10 else f"{value:+.1f}").replace("-", "−")
 
 
 def _bounds(estimate: Estimate) -> str:
