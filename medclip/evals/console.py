@@ -17,7 +17,7 @@ from medclip.evals.run import OnProgress, Report
 
 STYLE = {"gain": "green", "loss": "red", "no change": "dim"}
 SHORT = {"no change beyond chance": "no change"}
-TITLES = {"domain": "domain: what was gained", "retention": "retention: what was forgotten"}
+TITLES = {"domain": "what was gained", "retention": "what was forgotten"}
 
 
 @contextmanager
