@@ -74,3 +74,29 @@ def test_one_line_says_what_and_how_to_mend(
     assert stop.value.code == 2, errors
     assert len(lines) == 1 and lines[0].startswith(f"medclip {words[0]}: ") and says in lines[0], errors
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("line", "offers"),
+    [
+        ("medclip ", set(VERBS)),
+        ("medclip tr", {"train"}),
+        ("medclip train experiment=", {"experiment=tiny"}),
+        ("medclip train optim.l", {"optim.lr="}),
+        ("medclip evaluate eval=z", {"eval=zeroshot"}),
+        ("medclip nonsense x", set()),
+    ],
+)
+def test_tab_completion(
+    line: str, offers: set[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setattr(sys, "argv", ["medclip", "-sc", "query=bash"])
+    main()
+    found = set(capfd.readouterr().out.split())
+    assert offers <= found and (offers or not found)
+
+
+def test_tab_completion_is_for_the_command() -> None:
+    done = medclip("-sc", "install=bash")
+    assert done.returncode == 0 and done.stdout.rstrip().endswith("hydra_bash_completion medclip")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from medclip.cli import VERBS
+from medclip.cli import VERBS, on_one_line
 from medclip.config import CONF
 
 ROOT = Path(__file__).parent.parent
@@ -18,9 +18,19 @@ SHELL = "\n".join(re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOT
 
 
 def commands(text: str) -> list[list[str]]:
-    """Shell lines as words, continued lines joined, comments left out."""
-    lines = text.replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+    """Shell commands as words: continued lines and quotes over several lines joined, comments left out."""
+    found, pending = [], ""
+    for line in text.replace("\\\n", " ").splitlines():
+        pending += line + "\n"
+        try:
+            words = shlex.split(pending, comments=True)
+        except ValueError:  # a quote is still open
+            continue
+        pending = ""
+        if words:
+            found.append(words)
+    assert not pending, pending
+    return found
 
 
 MEDCLIP = [words for words in commands(SHELL) if words[0] == "medclip"]
@@ -30,7 +40,7 @@ MEDCLIP = [words for words in commands(SHELL) if words[0] == "medclip"]
 def test_commands_compose(words: list[str]) -> None:
     assert words[1] in VERBS
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose(words[1], words[2:])
+        cfg = compose(words[1], on_one_line(words[2:]))
     for name in cfg.get("evals") or {}:
         assert cfg.evals[name]._target_ and cfg.evals[name].data._target_ and cfg.evals[name].data.sources
 
