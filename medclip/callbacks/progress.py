@@ -50,9 +50,20 @@ class Progress(pl.Callback):
             self._show(f"step {trainer.global_step}  val loss {trainer.callback_metrics['val/loss']:.4f}", end=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and trainer.global_step > self._first_step:
             took = timedelta(seconds=round(time.monotonic() - self._started))
             self._show(f"{self.line(trainer, time.monotonic() - self._started)}  took {took}", end=True)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Of a run that is complete, Lightning says nothing.
+        idle = self._started == -math.inf or trainer.global_step == self._first_step
+        if trainer.is_global_zero and trainer.ckpt_path and idle:
+            print(
+                f"nothing left to train: {trainer.ckpt_path} is the end of its run, step {trainer.global_step}; to "
+                "train longer, start a new run from it with model=local model.pretrained=CHECKPOINT",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def line(self, trainer: pl.Trainer, elapsed: float) -> str:
         """The line for the trainer's present state, `elapsed` seconds after this process began to train."""

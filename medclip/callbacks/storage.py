@@ -8,7 +8,6 @@ flushed to the disk and renamed, so that the old checkpoint stands until the new
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,10 +56,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
         except FileNotFoundError as error:
             raise UserError(f"checkpoint {path} does not exist") from error
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        except Exception as error:  # the unpickler raises almost anything on a file that is none of its own
             raise UserError(f"{path} is no readable checkpoint (cut short, or no plain data): use another") from error
-        if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-            raise UserError(f"{path} is no checkpoint of `medclip train`: it holds no training state")
+        if not isinstance(checkpoint, dict) or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
+            raise UserError(
+                f"{path} is no checkpoint of `medclip train`: it holds no training state (weights alone are for "
+                "model.pretrained=)"
+            )
         return checkpoint
 
 

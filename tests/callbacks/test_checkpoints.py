@@ -17,6 +17,8 @@ from medclip.callbacks.graceful import GracefulStop
 from medclip.callbacks.storage import AtomicCheckpointIO
 from medclip.types import UserError
 
+VERSION = {"pytorch-lightning_version": pl.__version__}
+
 
 class Refuses:
     """Cannot be saved, as a full disk would not."""
@@ -35,7 +37,7 @@ class Opens:
 def test_failed_write_leaves_the_old_checkpoint(tmp_path):
     path = tmp_path / "deep" / "last.ckpt"
     io = AtomicCheckpointIO()
-    io.save_checkpoint({"state_dict": {"w": torch.ones(3)}}, path)
+    io.save_checkpoint({"state_dict": {"w": torch.ones(3)}, **VERSION}, path)
     with pytest.raises(UserError, match=r"last\.ckpt.*No space left"):
         io.save_checkpoint({"state_dict": {"w": torch.zeros(100_000), "x": Refuses()}}, path)
     assert torch.equal(io.load_checkpoint(path)["state_dict"]["w"], torch.ones(3))
@@ -46,17 +48,17 @@ def test_the_good_name_never_holds_half_a_file(tmp_path, monkeypatch):
     """Killed between write and rename: the old file stands; the next save clears up."""
     path = tmp_path / "last.ckpt"
     io = AtomicCheckpointIO()
-    io.save_checkpoint({"state_dict": {"step": 1}}, path)
+    io.save_checkpoint({"state_dict": {"step": 1}, **VERSION}, path)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(SystemExit))
         with pytest.raises(SystemExit):
             io.save_checkpoint({"state_dict": {"step": 2}}, path)
     assert io.load_checkpoint(path)["state_dict"] == {"step": 1}
-    io.save_checkpoint({"state_dict": {"step": 3}}, path)
+    io.save_checkpoint({"state_dict": {"step": 3}, **VERSION}, path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-@pytest.mark.parametrize("kind", ["missing", "cut", "code", "other"])
+@pytest.mark.parametrize("kind", ["missing", "cut", "code", "text", "other", "weights"])
 def test_unreadable_checkpoints_are_one_line(tmp_path, kind):
     path = tmp_path / "last.ckpt"
     io = AtomicCheckpointIO()
@@ -65,6 +67,10 @@ def test_unreadable_checkpoints_are_one_line(tmp_path, kind):
         path.write_bytes(path.read_bytes()[:-700])
     if kind == "code":
         path.write_bytes(pickle.dumps({"state_dict": Opens()}))
+    if kind == "text":
+        path.write_text("hello\n")
+    if kind == "weights":  # as open_clip's training saves them
+        torch.save({"epoch": 1, "state_dict": {"w": torch.ones(1)}}, path)
     if kind == "other":
         torch.save({"weights": torch.ones(1)}, path)
     with pytest.raises(UserError, match=r"last\.ckpt") as error:
