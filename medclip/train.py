@@ -25,7 +25,8 @@ def train(cfg: DictConfig) -> pl.Trainer:
     Raises:
         UserError: whatever the user can mend: data, model, output folder, checkpoint.
     """
-    folder = output_folder(cfg, resume=cfg.resume is not None, rank=getattr(rank_zero_only, "rank", 0) or 0)
+    rank = getattr(rank_zero_only, "rank", 0) or 0
+    folder = output_folder(cfg, resume=cfg.resume is not None, rank=rank)
     # Everything below interpolates `output`; a sweep's job has got a folder of its own.
     OmegaConf.update(cfg, "output", str(folder))
     checkpoint = find_checkpoint(cfg.resume, folder)
@@ -34,6 +35,8 @@ def train(cfg: DictConfig) -> pl.Trainer:
     torch.set_float32_matmul_precision(cfg.matmul_precision)
     task: pl.LightningModule = build(cfg.task)
     data: pl.LightningDataModule = build(cfg.data)
+    if cfg.resume is None and rank == 0:
+        forget_run(folder)
     callbacks = list(build(cfg.callbacks).values())
     loggers = list(build(cfg.logger).values())
     trainer: pl.Trainer = build(cfg.trainer, callbacks=callbacks, logger=loggers)
@@ -56,6 +59,17 @@ def find_checkpoint(resume: str | None, folder: Path) -> str | None:
     if not path.is_file():
         raise UserError(f"resume={resume}: no such checkpoint (resume=auto takes the run folder's last one)")
     return str(path)
+
+
+def forget_run(folder: Path) -> None:
+    """Remove what an earlier run has left where a new one starts (`overwrite=true`).
+
+    A run that is killed before its first checkpoint would else go on from the old run's, and its metrics, list of
+    skipped samples and W&B run would continue the old ones.
+    """
+    for pattern in ("checkpoints/last.ckpt", "metrics.csv", "skipped.jsonl", "stream-*.jsonl", "wandb_id"):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def _quiet() -> None:

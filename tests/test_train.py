@@ -158,6 +158,30 @@ def test_existing_output_is_refused_and_left_alone(shards: Path, tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_a_new_run_goes_on_from_nothing_of_the_one_that_it_overwrites(shards: Path, tmp_path: Path) -> None:
+    """Overwritten and killed before its first checkpoint, then resumed: it starts afresh, in step with the new run."""
+    folder = tmp_path / "run"
+    run(*overrides(shards, folder, "epochs=1", "seed=7"))
+    never = "callbacks.checkpoint.every_n_steps=100000"
+    process = start(*overrides(shards, folder, "overwrite=true", "epochs=500", never))
+    # The old run's lines stand until the new one starts.
+    wait_for(lambda: len(stream(folder)) >= 1 and not (folder / "checkpoints" / "last.ckpt").exists(), process)
+    process.kill()
+    process.wait()
+    assert not (folder / "checkpoints" / "last.ckpt").exists()
+    trainer = run(*overrides(shards, folder, "resume=auto", "epochs=1"))
+    assert trainer.global_step == len(stream(folder)) == 9
+    steps = [line.split(",")[0] for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
+    assert steps == [str(step) for step in range(9)]
+
+
+def test_a_run_that_is_complete_says_so(whole: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (whole / "checkpoints" / "last.ckpt").read_bytes()
+    run(*overrides(shards, whole, "resume=auto"))
+    assert "nothing left to train" in capsys.readouterr().err
+    assert (whole / "checkpoints" / "last.ckpt").read_bytes() == before
+
+
 def test_resume_with_another_model_or_other_data_is_refused(whole: Path, shards: Path) -> None:
     resume = f"resume={whole}/checkpoints/last.ckpt"
     before = (whole / "checkpoints" / "last.ckpt").read_bytes()
