@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,7 @@ from hydra.errors import (
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from medclip.types import UserError
 
@@ -35,6 +36,7 @@ _HERE = Path(__file__).parent
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
 
 
+_MARK = "# Composed by medclip: what this run was told.\n"  # first line of our config.yaml
 _REMEDY = {
     False: "see `--cfg job` for the keys there are",
     True: 'quote what holds spaces, = or ", once for the shell and once for Hydra: \'key="a b"\'',
@@ -52,8 +54,12 @@ def verb(name: str) -> Callable[[Callable[[DictConfig], object]], Callable[[], N
             print(f"medclip {name}: {message}", file=sys.stderr)
             sys.exit(2)
 
+        started = False
+
         @functools.wraps(run)
         def guarded(cfg: DictConfig) -> object:
+            nonlocal started
+            started = True
             try:
                 return run(cfg)
             except Exception as error:  # here, since Hydra would print a line of its own before handing it on
@@ -67,6 +73,8 @@ def verb(name: str) -> Callable[[Callable[[DictConfig], object]], Callable[[], N
             try:
                 program()
             except Exception as error:
+                if isinstance(error, OSError) and not started:  # Hydra's sweeper makes the folder itself
+                    error = UserError(f"cannot write to {error.filename} ({error.strerror}): choose another `output=`")
                 stop(error)
             except KeyboardInterrupt:
                 sys.exit(130)
@@ -82,7 +90,17 @@ def _one_line(error: BaseException) -> str | None:
     for link in chain:
         if isinstance(link, UserError):
             return " ".join(str(link).split())
-    # `instantiate` wraps whatever a constructor raised; what is under it is then ours to explain, not the user's.
+        if type(link).__name__ == "MisconfigurationException":  # Lightning's word for what the user said wrongly
+            return f"{' '.join(str(link).split())} (see trainer in `--cfg job`)"
+    if isinstance(error, InstantiationException):
+        key, missing = str(error).rpartition("full_key: ")[2], str(error).startswith("Error locating target")
+        if missing or isinstance(error.__cause__, TypeError | ValueError):
+            root = chain[-1] if missing else error.__cause__
+            return f"{key} cannot be built: {' '.join(str(root).split())} (see {key} in `--cfg job`)"
+    if isinstance(error, MissingMandatoryValue):
+        key = re.sub(r"\[(\d+)\]", r".\1", str(error).splitlines()[0].removeprefix("Missing mandatory value: "))
+        return f"Missing mandatory value: {key}: say {key}=… on the command line"
+    # `instantiate` wraps whatever a constructor raised; anything else under it is ours to explain, not the user's.
     composing = isinstance(error, OverrideParseException | ConfigCompositionException | MissingConfigException)
     if composing or (
         isinstance(error, HydraException | OmegaConfBaseException)
@@ -114,26 +132,41 @@ def build(config: Any, **arguments: Any) -> Any:
         raise
 
 
-def output_folder(cfg: DictConfig, *, resume: bool = False, rank: int = 0) -> Path:
-    """Create and return the run's folder, `cfg.output`; a sweep's jobs get one numbered folder each.
+def job_folder(cfg: DictConfig) -> Path:
+    """`cfg.output`; a sweep's jobs get one numbered folder in it each."""
+    folder = Path(str(cfg.output)).expanduser()
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        folder = folder / str(HydraConfig.get().job.num)
+    return folder
 
-    A folder that already holds something is refused unless the run resumes in it or `overwrite=true` was said, so that
-    no result is ever replaced silently. The composed config is written to `config.yaml`. All of this is the affair of
-    `rank` 0; other ranks only learn the name.
+
+def _holds_something(folder: Path) -> bool:
+    """Whether there is more in `folder` than a start leaves that failed before it did anything."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if not names or not names <= {"config.yaml", "provenance.json"}:
+        return bool(names)
+    config = folder / "config.yaml"
+    return not config.is_file() or not config.read_text(errors="replace").startswith(_MARK)
+
+
+def output_folder(cfg: DictConfig, *, resume: bool = False, rank: int = 0) -> Path:
+    """Create and return the run's folder, see `job_folder`.
+
+    A folder that already holds something is refused unless the run resumes in it or `overwrite=true` was said, so
+    that no result is ever replaced silently; what a start that failed has left does not count. The composed config is
+    written to `config.yaml`. All of this is the affair of `rank` 0; other ranks only learn the name.
 
     Raises:
         UserError: the folder is not empty, or cannot be written.
     """
-    folder = Path(str(cfg.output)).expanduser()
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        folder = folder / str(HydraConfig.get().job.num)
+    folder = job_folder(cfg)
     if rank > 0:
         return folder
-    if folder.is_dir() and any(folder.iterdir()) and not resume and not cfg.get("overwrite", False):
+    if _holds_something(folder) and not resume and not cfg.get("overwrite", False):
         raise UserError(f"output folder {folder} is not empty: choose another `output=`, or say `overwrite=true`")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=False))
+        atomic_write(folder / "config.yaml", _MARK + OmegaConf.to_yaml(cfg, resolve=False))
     except OSError as error:
         raise UserError(
             f"cannot write to output folder {folder} ({error.strerror}): choose another `output=`"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
 
 import torch
 from omegaconf import DictConfig
@@ -18,7 +19,7 @@ from medclip.config import atomic_write, build, output_folder, verb
 from medclip.evals.bootstrap import Bootstrap
 from medclip.evals.console import headline_table, progress
 from medclip.evals.report import write_report
-from medclip.evals.result import EvalData, Evaluation
+from medclip.evals.result import EvalData, Evaluation, Role
 from medclip.evals.run import Report, evaluate_checkpoint, make_report
 from medclip.types import UserError
 
@@ -34,9 +35,10 @@ def evaluate(cfg: DictConfig) -> Report:
     if not cfg.evals:
         raise UserError("no evaluation given: say e.g. eval=[zeroshot] and fill evals.zeroshot.data.sources")
     settings = bootstrap_settings(cfg.bootstrap)
+    check_evals(cfg)
     folder = output_folder(cfg)
     device = pick_device(cfg.device)
-    evals: dict[str, Evaluation] = {str(name): build(cfg.evals[name], name=str(name)) for name in cfg.evals}
+    evals = build_evals(cfg)
     results = {}
     with progress() as progress_of:
         for name, source in checkpoints.items():
@@ -52,6 +54,24 @@ def evaluate(cfg: DictConfig) -> Report:
     console.print(headline_table(report))
     console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
     return report
+
+
+def check_evals(cfg: DictConfig) -> None:
+    """Refuse settings of `cfg.evals` under which nothing would be evaluated or shown, before anything is written.
+
+    Raises:
+        UserError: a role that the report does not know, or no batch size.
+    """
+    for name, node in cfg.evals.items():
+        if (role := node.get("role", "domain")) not in get_args(Role):
+            raise UserError(f"evals.{name}.role={role}: choose one of {', '.join(get_args(Role))}")
+    if not isinstance(cfg.batch_size, int) or cfg.batch_size < 1:
+        raise UserError(f"batch_size={cfg.batch_size}: give a whole number of at least 1")
+
+
+def build_evals(cfg: DictConfig) -> dict[str, Evaluation]:
+    """The evaluations of `cfg.evals` by name."""
+    return {str(name): build(cfg.evals[name], name=str(name)) for name in cfg.evals}
 
 
 def list_skipped(sets: Mapping[str, EvalData], folder: Path) -> None:
@@ -84,10 +104,11 @@ def bootstrap_settings(cfg: DictConfig) -> Bootstrap:
     """Checked settings of the bootstrap.
 
     Raises:
-        UserError: too few samples, or a level outside 0..1.
+        UserError: too few samples, a level outside 0..1, or no numbers.
     """
     settings = Bootstrap(**cfg)  # type: ignore[arg-type]
-    if settings.samples < 100 or not 0 < settings.level < 1:
+    numbers = isinstance(settings.samples, int) and isinstance(settings.level, float | int)
+    if not numbers or settings.samples < 100 or not 0 < settings.level < 1:
         raise UserError(f"bootstrap.samples={settings.samples} must be at least 100, level={settings.level} in 0..1")
     return settings
 

@@ -18,11 +18,11 @@ from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 from rich.table import Table
 
-from medclip.config import atomic_write, build, output_folder, verb
+from medclip.config import atomic_write, build, job_folder, output_folder, verb
 from medclip.evals.console import progress
-from medclip.evals.result import LABELS, Evaluation
+from medclip.evals.result import LABELS
 from medclip.evals.run import evaluate_checkpoint
-from medclip.evaluate import pick_device
+from medclip.evaluate import build_evals, check_evals, pick_device
 from medclip.models.build import differing_keys
 from medclip.models.clip import Clip
 from medclip.models.folder import refuse_nonempty, write_folder
@@ -39,7 +39,7 @@ def export(cfg: DictConfig) -> list[Path]:
         UserError: a checkpoint that cannot be loaded, a base that is another model, an output folder that is not empty.
     """
     _check(cfg)
-    folder = Path(str(cfg.output)).expanduser()
+    folder = job_folder(cfg)
     refuse_nonempty(folder)
     clip: Clip = build(cfg.load, pretrained=cfg.checkpoint).eval()
     if cfg.base is None:
@@ -65,6 +65,7 @@ def _check(cfg: DictConfig) -> None:
         raise UserError("evaluations score a sweep: give alpha=[0,0.25,0.5,0.75,1], or use `medclip evaluate`")
     if cfg.metric and str(cfg.metric).split("/")[0] not in cfg.evals:
         raise UserError(f"metric={cfg.metric} is of no configured evaluation ({', '.join(cfg.evals) or 'none'})")
+    check_evals(cfg)
 
 
 def _refuse_other_model(base: Clip, clip: Clip) -> None:
@@ -95,7 +96,7 @@ def _write_blend(base: Clip, clip: Clip, alpha: float, folder: Path, cfg: DictCo
 def _sweep(base: Clip, clip: Clip, cfg: DictConfig) -> list[Path]:
     device = pick_device(cfg.device)
     folder = output_folder(cfg)
-    evals: dict[str, Evaluation] = {str(name): build(cfg.evals[name], name=str(name)) for name in cfg.evals}
+    evals = build_evals(cfg)
     folders: dict[float, Path] = {}
     scores: Scores = {}
     headline: list[str] = []

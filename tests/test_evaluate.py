@@ -73,6 +73,9 @@ def test_two_checkpoints_end_in_a_report_and_a_table(run, tmp_path: Path, capsys
         ([*ZERO_SHOT, "checkpoint=1", "evals.colours.data.patients=0"], "nothing to evaluate"),
         ([*ZERO_SHOT, "checkpoint=1", "device=abacus"], "device=abacus cannot be used"),
         ([*ZERO_SHOT, "checkpoint=1", "bootstrap.samples=3"], "must be at least 100"),
+        ([*ZERO_SHOT, "checkpoint=1", "bootstrap.samples=many"], "must be at least 100"),
+        ([*ZERO_SHOT, "checkpoint=1", "+evals.colours.role=retain"], "evals.colours.role=retain: choose one of domain"),
+        ([*ZERO_SHOT, "checkpoint=1", "batch_size=0"], "batch_size=0: give a whole number"),
         ([*ZERO_SHOT, "checkpoint=1", "batchsize=3"], "batchsize"),
         (
             ["checkpoint=1", "eval=[retrieval]", "evals.retrieval.data._target_=tests.evals.eval_toys.ColourSet"],

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 
 from medclip.config import CONF
-from medclip.export import best_alpha, export
+from medclip.export import best_alpha, export, main
 from medclip.models.clip import Clip
 from medclip.models.load import load_clip
 from medclip.models.wiseft import blend
@@ -140,6 +140,20 @@ def test_base_of_another_architecture(checkpoints: tuple[Path, Path], tmp_path: 
     words = [f"checkpoint={checkpoints[1]}", f"base={tmp_path / 'other.ckpt'}", "alpha=0.5", f"output={tmp_path / 'x'}"]
     with pytest.raises(UserError, match="base is another model than checkpoint: they differ in embed_dim"):
         export(config(*words))
+
+
+def test_a_multirun_writes_numbered_folders(
+    checkpoints: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    base, tuned = checkpoints
+    monkeypatch.chdir(tmp_path)
+    words = ["-m", f"checkpoint={tuned}", f"base={base}", "alpha=0,1", "output=blends"]
+    monkeypatch.setattr(sys, "argv", ["medclip export", *words])
+    main()
+    for number, source in enumerate(checkpoints):
+        exact = load_clip(pretrained=str(source)).net.state_dict()
+        written = state(tmp_path / "blends" / str(number))
+        assert all(torch.equal(written[key], exact[key]) for key in exact)
 
 
 def test_command_line_says_one_line(tmp_path: Path):

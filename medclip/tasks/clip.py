@@ -92,7 +92,11 @@ class ClipTask(pl.LightningModule):
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
             raise UserError("training would never end: set epochs or max_steps")
-        optimizer = self.optimizer((name, p) for name, p in self.named_parameters() if p.requires_grad)
+        trainable = ((name, p) for name, p in self.named_parameters() if p.requires_grad)
+        try:
+            optimizer = self.optimizer(trainable)
+        except (TypeError, ValueError) as error:  # a setting that the optimiser does not know or take
+            raise UserError(f"optim cannot be built: {error} (see optim in `--cfg job`)") from error
         return [optimizer], [{"scheduler": self.schedule(optimizer, int(steps)), "interval": "step"}]
 
     def configure_gradient_clipping(
@@ -159,4 +163,11 @@ def first_difference(theirs: Any, ours: Any, path: str = "") -> str:
             if found := first_difference(theirs.get(key), ours.get(key), f"{path}.{key}" if path else str(key)):
                 return found
         return ""
-    return "" if theirs == ours else f"{path or 'description'}: {theirs!r} there, {ours!r} here"
+    if theirs == ours:
+        return ""
+    return f"{path or 'description'}: {_short(theirs)} there, {_short(ours)} here"
+
+
+def _short(value: Any, most: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -207,4 +207,5 @@ def test_endless_training_is_refused(tmp_path):
 def test_first_difference():
     assert first_difference({"a": {"b": 1}, "c": [1]}, {"a": {"b": 1}, "c": [1]}) == ""
     assert first_difference({"a": {"b": 1}}, {"a": {"b": 2}}) == "a.b: 1 there, 2 here"
+    assert len(first_difference({"files": "x" * 10**6}, {"files": "y" * 10**6})) < 200  # a whole tokenizer.json
     assert first_difference(None, {"a": 1}) == "description: None there, {'a': 1} here"
