@@ -17,7 +17,7 @@ MAY = {
     "data": {"slides", "types", "phantoms"},
     "evals": {"infer", "types"},
     # What verbs drive.
-    "cli": set(),
+    "cli": {"config"},
     "train": {"config", "types"},
     "evaluate": {"config", "types", "evals"},
     "export": {"config", "types", "evals", "models", "evaluate"},
