@@ -55,7 +55,7 @@ def test_files_exist() -> None:
         assert (ROOT / path).is_file(), path
     for path in re.findall(r"\]\((?!https?:)([\w/.]+)", README):
         assert (ROOT / path).is_file(), path
-    for target in re.findall(r"\bmake ([a-z-]+)", README):
+    for target in re.findall(r"(?:`|^    )make ([a-z-]+)", README, re.MULTILINE):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
 
 
