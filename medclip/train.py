@@ -31,6 +31,8 @@ def train(cfg: DictConfig) -> pl.Trainer:
     OmegaConf.update(cfg, "output", str(folder))
     checkpoint = find_checkpoint(cfg.resume, folder)
     _quiet()
+    if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
+        raise UserError(f"seed={cfg.seed}: give a whole number from 0 to 2**32 - 1")
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision(cfg.matmul_precision)
     task: pl.LightningModule = build(cfg.task)

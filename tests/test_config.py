@@ -49,6 +49,9 @@ def medclip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         (["trainer.precision=bf17"], "trainer cannot be built: Precision 'bf17' is invalid"),
         (["+trainer.limit_train_batches=-3"], "see trainer in"),  # what Lightning calls a misconfiguration
         (["loss=[]"], "there is no loss term"),
+        (["seed=luck"], "seed=luck: give a whole number"),
+        (["task.max_logit_scale=0"], "task.max_logit_scale is 0: it must be above 0"),
+        (["+model.preprocess.mean=[0.5]"], "preprocess.mean=[0.5] must be three numbers"),
         (["data=shards"], "Missing mandatory value: data.sources.0.urls: say data.sources.0.urls=…"),
         (["output=/proc/nothing/here", "-m"], "cannot write to /proc/nothing"),
     ],

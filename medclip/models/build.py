@@ -79,6 +79,8 @@ def check_model_cfg(cfg: Mapping[str, Any]) -> None:
     if "multimodal_cfg" in cfg:
         raise UserError("CoCa models (multimodal_cfg) are not supported: choose a dual encoder")
     for key, kind in (("vision_cfg", CLIPVisionCfg), ("text_cfg", CLIPTextCfg)):
+        if not isinstance(cfg[key], Mapping):
+            raise UserError(f"{key} of the model configuration is {cfg[key]!r}: it needs open_clip's keys and values")
         known = [field.name for field in fields(kind)]
         if unknown := [name for name in cfg[key] if name not in known]:
             raise UserError(f"unknown key `{unknown[0]}` in {key} of the model configuration; open_clip knows {known}")

@@ -27,12 +27,16 @@ def write_files(files: Mapping[str, str], folder: Path) -> None:
     """Write a description's `files` into `folder`.
 
     Raises:
-        UserError: a name that is none of `HF_FILES`, or a file that asks for code to be run.
+        UserError: a name that is none of `HF_FILES`, a damaged file, or one that asks for code to be run.
     """
     for name, text in files.items():
         if name not in HF_FILES:
             raise UserError(f"the model's description holds a file {name!r}, which is not one of {', '.join(HF_FILES)}")
-        if name.endswith("config.json") and "auto_map" in json.loads(text):
+        try:
+            own_code = name.endswith("config.json") and "auto_map" in json.loads(text)
+        except ValueError as error:
+            raise UserError(f"{name} of this model is no JSON ({error}): get it again") from error
+        if own_code:
             raise UserError(f"{name} of this model asks for code of its own (auto_map), which is never run")
         (folder / name).write_text(text, encoding="utf-8")
 

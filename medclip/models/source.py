@@ -99,6 +99,10 @@ def unlike(own: Preprocess, asked: Mapping[str, Any]) -> str | None:
     for key in asked:
         if key not in Preprocess.__dataclass_fields__ and key != "mode":
             raise UserError(f"unknown key preprocess.{key}: there are {', '.join(Preprocess.__dataclass_fields__)}")
+    for key in ("mean", "std"):
+        value = plain(asked.get(key))
+        if value is not None and not (isinstance(value, list) and len(value) == 3):
+            raise UserError(f"preprocess.{key}={value} must be three numbers: of red, green and blue, from 0 to 1")
     other = Preprocess.from_dict(own.as_dict() | plain(asked))
     for key in Preprocess.__dataclass_fields__:
         mine, theirs = getattr(own, key), getattr(other, key)

@@ -54,6 +54,8 @@ class ClipTask(pl.LightningModule):
             raise UserError("there is no loss term: choose one, e.g. loss=[clip]")
         if unknown := set(weights or {}) - set(losses):
             raise UserError(f"loss.weights names {sorted(unknown)}, but the loss terms are {sorted(losses)}")
+        if max_logit_scale <= 0:
+            raise UserError(f"task.max_logit_scale is {max_logit_scale}: it must be above 0 (CLIP has 100)")
         self.model = model
         self.losses = nn.ModuleDict(losses)
         self.weights = dict(weights or {})

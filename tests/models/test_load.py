@@ -161,6 +161,13 @@ def test_checkpoint_cannot_write_elsewhere_nor_bring_code(files: dict, vit_cfg: 
         load_clip(pretrained=str(_save_checkpoint(clip, tmp_path / "x.ckpt")))
 
 
+def test_a_damaged_text_file_of_a_model_is_one_line(vit_cfg: dict, tmp_path: Path):
+    clip = load_clip(vit_cfg)
+    clip.description["files"] = {"tokenizer_config.json": '{"cut": '}
+    with pytest.raises(UserError, match=r"tokenizer_config\.json of this model is no JSON"):
+        load_clip(pretrained=str(_save_checkpoint(clip, tmp_path / "x.ckpt")))
+
+
 def test_unfitting_weights_name_the_keys(vit_cfg: dict, tmp_path: Path):
     state = load_clip(vit_cfg).net.state_dict()
     del state["ln_final.weight"]
@@ -226,6 +233,7 @@ def test_a_bare_architecture_gets_the_preprocessing_of_its_published_weights():
         (None, "local-dir:nowhere", "folder nowhere does not exist"),
         ({"embed_dim": 8, "vision_cfg": {}}, None, "lacks `text_cfg`"),
         (TOWERS | {"vision_cfg": {"witdh": 3}}, None, "unknown key `witdh` in vision_cfg"),
+        (TOWERS | {"vision_cfg": 3}, None, "vision_cfg of the model configuration is 3"),
         (TOWERS | {"surprise": 1}, None, "open_clip cannot build .*surprise"),
         (TOWERS | {"multimodal_cfg": {}}, None, "CoCa"),
     ],
