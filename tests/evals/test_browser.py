@@ -29,7 +29,9 @@ def browser():
 
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(colour_report({"base": 0.2, "adapted": 0.9, "blend": 0.5}), tmp_path_factory.mktemp("report"))
+    return write_report(
+        colour_report({"base": 0.2, "adapted": 0.9, "blend": 0.5, "replay": 0.19}), tmp_path_factory.mktemp("report")
+    )
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (820, "dark"), (390, "light")])
@@ -41,7 +43,7 @@ def test_page(browser, page_file: Path, width: int, scheme: str) -> None:
     page.on("request", lambda request: asked.append(request.url))
     page.goto(page_file.as_uri())
     assert page.locator("h1").inner_text() == "What was gained, and what was lost"
-    for name in ("base", "adapted", "blend"):
+    for name in ("base", "adapted", "blend", "replay"):
         assert page.get_by_text(name, exact=False).first.is_visible()
     assert page.locator(".chip.gain").first.is_visible()
     # Wide tables scroll in their own frame; the page itself never does sideways.
