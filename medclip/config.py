@@ -73,7 +73,8 @@ def verb(name: str) -> Callable[[Callable[[DictConfig], object]], Callable[[], N
             try:
                 program()
             except Exception as error:
-                if isinstance(error, OSError) and not started:  # Hydra's sweeper makes the folder itself
+                # Hydra's sweeper makes the folder itself; some of Hydra's own errors are OSErrors too.
+                if isinstance(error, OSError) and not isinstance(error, HydraException) and not started:
                     error = UserError(f"cannot write to {error.filename} ({error.strerror}): choose another `output=`")
                 stop(error)
             except KeyboardInterrupt:
