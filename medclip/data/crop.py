@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from medclip.types import Preprocess
+from medclip.types import Preprocess, UserError
 
 
 class Box(NamedTuple):
@@ -87,6 +87,13 @@ class RandomCrop:
     scale: tuple[float, float] = (0.9, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     then: Sequence[Augment] = ()
+
+    def __post_init__(self) -> None:
+        for name, (low, high), most in (("scale", self.scale, 1.0), ("ratio", self.ratio, math.inf)):
+            if not 0 < low <= high <= most:
+                raise UserError(
+                    f"crop.{name} is [{low}, {high}]: give two numbers in order, above 0 and at most {most:g}"
+                )
 
     def sample(self, height: int, width: int, rng: np.random.Generator) -> Box:
         """Draw a box for an image of this size."""

@@ -68,8 +68,13 @@ class PairData(pl.LightningDataModule):
             )
         if decode not in ("fast", "exact"):
             raise UserError(f"data.decode is {decode!r}: choose fast or exact")
-        if batch_size < 1 or epochs < 1:
-            raise UserError(f"data.batch_size={batch_size} and data.epochs={epochs} must be at least 1")
+        counts = {"batch_size": (batch_size, 1), "epochs": (epochs, 1), "workers": (workers, 0)}
+        counts |= {"shuffle_buffer": (shuffle_buffer, 1), "max_pixels": (max_pixels, 1), "seed": (seed, 0)}
+        for name, (value, least) in counts.items():
+            if not isinstance(value, int) or value < least:
+                raise UserError(f"data.{name} is {value!r}: give a whole number, {least} or more")
+        if not 0 <= max_bad_fraction <= 1:
+            raise UserError(f"data.max_bad_fraction is {max_bad_fraction}: give a share from 0 to 1")
         self.configs = [dict(source) for source in sources]
         self.val_configs = [dict(source) for source in val_sources]
         self.batch_size = batch_size

@@ -130,7 +130,8 @@ class ClipTask(pl.LightningModule):
         Raises:
             UserError: the checkpoint is not of this model.
         """
-        if difference := first_difference(checkpoint.get("medclip"), self.model.description):
+        theirs, ours = (_without_origin(it) for it in (checkpoint.get("medclip"), self.model.description))
+        if difference := first_difference(theirs, ours):
             raise UserError(
                 f"cannot resume: the checkpoint is of another model ({difference}); choose the model of that run (its "
                 "config.yaml says which), or start a new run from its weights with model.pretrained=CHECKPOINT"
@@ -156,6 +157,11 @@ def retrieval_accuracy(out: ClipOutput) -> dict[str, Tensor]:
         "image_to_text_r1": (similarity.argmax(1) == target).float().mean(),
         "text_to_image_r1": (similarity.argmax(0) == target).float().mean(),
     }
+
+
+def _without_origin(description: Any) -> Any:
+    """The same model may have been named by another path."""
+    return {k: v for k, v in description.items() if k != "origin"} if isinstance(description, Mapping) else description
 
 
 def first_difference(theirs: Any, ours: Any, path: str = "") -> str:

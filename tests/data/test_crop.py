@@ -14,7 +14,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from medclip.data.crop import Box, ColourJitter, Flip, RandomCrop, Turn, evaluation_fit
 from medclip.data.decode import read_image
-from medclip.types import Preprocess
+from medclip.types import Preprocess, UserError
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(0, 10**6))
@@ -101,3 +101,9 @@ def test_augmentations_follow_the_crop_from_the_same_generator() -> None:
     plain, mirrored = (read(crop, 5) for crop in (RandomCrop(), RandomCrop(then=[Flip(p=1.0)])))
     assert np.array_equal(mirrored, plain[:, ::-1])
     assert not np.array_equal(read(RandomCrop(), 6), plain)
+
+
+@pytest.mark.parametrize("options", [{"scale": (2, 3)}, {"scale": (0.9, 0.5)}, {"scale": (0, 1)}, {"ratio": (-1, 1)}])
+def test_impossible_crops_are_refused(options: dict[str, tuple[float, float]]) -> None:
+    with pytest.raises(UserError, match=r"crop\.(scale|ratio) is"):
+        RandomCrop(**options)

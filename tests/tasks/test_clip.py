@@ -209,3 +209,12 @@ def test_first_difference():
     assert first_difference({"a": {"b": 1}}, {"a": {"b": 2}}) == "a.b: 1 there, 2 here"
     assert len(first_difference({"files": "x" * 10**6}, {"files": "y" * 10**6})) < 200  # a whole tokenizer.json
     assert first_difference(None, {"a": 1}) == "description: None there, {'a': 1} here"
+
+
+def test_a_checkpoint_is_judged_by_its_model_not_by_the_path_it_came_from():
+    task = tiny_task({"origin": "models/x", "model_cfg": {"embed_dim": 16}})
+    task.on_load_checkpoint({"medclip": {"origin": "/mount/models/x", "model_cfg": {"embed_dim": 16}}})
+    with pytest.raises(UserError, match="embed_dim: 32 there, 16 here"):
+        task.on_load_checkpoint({"medclip": {"origin": "models/x", "model_cfg": {"embed_dim": 32}}})
+    with pytest.raises(UserError, match="another model"):
+        task.on_load_checkpoint({})
