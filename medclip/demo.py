@@ -56,7 +56,7 @@ def demo(cfg: DictConfig) -> Path:
         console.print(f"\n[bold]{number}/{len(steps)}[/]  [cyan]$ medclip {name} {escape(words)}[/]", soft_wrap=True)
         run(name, overrides)
     report = folder / "report.html"
-    (folder / "evaluation" / "report.html").rename(report)
+    shutil.copyfile(folder / "evaluation" / "report.html", report)
     console.print(f"\n[bold]done in {(time.monotonic() - began) / 60:.1f} minutes[/]; open {report}")
     return report
 
