@@ -8,6 +8,7 @@ sweep over `alpha` writes `alpha_0.25/` and so on; with evaluations configured i
 from __future__ import annotations
 
 import copy
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -167,9 +168,9 @@ def _plot(path: Path, scores: Scores, headline: Sequence[str]) -> None:
         axis.plot(alphas, [scores[alpha][key] for alpha in alphas], "o-", color="#3b6ea5")
         axis.set(title=evaluation, ylabel=LABELS.get(metric, metric), xlabel="alpha (0 base, 1 checkpoint)")
         axis.grid(alpha=0.3)
-    part = path.with_name(f".{path.name}.part")
-    figure.savefig(part, format="png", dpi=120)
-    part.replace(path)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    atomic_write(path, content.getvalue())
 
 
 main = verb("export")(export)

@@ -25,6 +25,7 @@ from medclip.data.ledger import Bad
 from medclip.data.raw import Source
 from medclip.data.selection import there_are
 from medclip.data.sources import open_sources
+from medclip.data.workers import as_is, one_thread
 from medclip.types import Batch, Preprocess, UserError
 
 _LOOK = 50  # samples looked at before a field counts as missing
@@ -105,8 +106,8 @@ class EvalSet:
             _Slots(self._reader, slots, preprocess, batch_size),  # pyright: ignore[reportArgumentType]
             batch_size=None,
             num_workers=workers,
-            collate_fn=_as_is,
-            worker_init_fn=_one_thread,
+            collate_fn=as_is,
+            worker_init_fn=one_thread,
         )
         used = 0
         for batch, bad in loader:
@@ -175,15 +176,15 @@ class _Slots:
         metas: list[dict[str, Any]] = []
         bad: list[Bad] = []
         for i in self.slots[slot]:
+            source, index = self.reader.locate(int(i))
+            key = source.key(index)
             try:
                 image, meta = self.reader.read(int(i), self.preprocess)
             except BadSample as failure:
-                source, index = self.reader.locate(int(i))
-                bad.append((source.key(index), failure.reason, failure.detail))
+                bad.append((key, failure.reason, failure.detail))
                 continue
-            source, index = self.reader.locate(int(i))
             images[len(keys)] = image
-            keys.append(source.key(index))
+            keys.append(key)
             metas.append(meta)
         return Batch(image=torch.from_numpy(images).permute(0, 3, 1, 2), key=keys, meta=metas), bad
 
@@ -207,11 +208,3 @@ def _check_field(source: Source, role: str, field: str) -> None:
         except BadSample:
             continue
     raise UserError(f"evaluation set {source.name}: no field {field!r} for {role}; {there_are(source)}")
-
-
-def _as_is(item: Any) -> Any:
-    return item
-
-
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)

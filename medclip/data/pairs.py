@@ -9,13 +9,11 @@ stream is the same for any number of workers, and goes on exactly where it was a
 from __future__ import annotations
 
 import math
-import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
@@ -29,6 +27,7 @@ from medclip.data.order import EpochOrder, Plan, Ticket
 from medclip.data.prefetch import Prefetcher
 from medclip.data.raw import Source
 from medclip.data.storage import Storage
+from medclip.data.workers import as_is, one_thread
 from medclip.types import Batch, Preprocess, Tokenizer
 
 
@@ -193,8 +192,8 @@ class PairLoader:
             batch_size=None,
             num_workers=self.workers,
             prefetch_factor=self.prefetch if self.workers else None,
-            collate_fn=_as_is,
-            worker_init_fn=_one_thread,
+            collate_fn=as_is,
+            worker_init_fn=one_thread,
             pin_memory=torch.cuda.is_available(),
         )
         try:
@@ -248,19 +247,3 @@ def _shared(shape: tuple[int, ...]) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.uint8)
     storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch's own collate function does
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
-
-
-def _as_is(item: Any) -> Any:
-    return item
-
-
-def _one_thread(worker: int) -> None:
-    """Workers are the parallelism; library threads inside them would only fight.
-
-    Signals are the main process's affair: it finishes its step and saves, for which the workers must live on. They
-    leave with it, since torch's worker loop watches its parent.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
