@@ -105,7 +105,7 @@ def test_refused_before_it_costs_anything() -> None:
     assert Filter("*".join(["9" * 70] * 50) + " > 1")({}) is True  # large, but not without bound
     with pytest.raises(UserError, match="fields: 50 at most"):
         Filter(" or ".join(f"f{i}" for i in range(51)))
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 30  # unrefused, any of them takes minutes or ends the process
 
 
 def test_message_points_at_the_place() -> None:

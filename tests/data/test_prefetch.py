@@ -11,10 +11,14 @@ MB = 1 << 20
 
 
 def wait(condition) -> None:
-    until = time.monotonic() + 5
+    until = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.002)
+
+
+def free(prefetcher: Prefetcher) -> int:
+    return prefetcher._room._value  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_each_region_once_and_local_samples_not_at_all() -> None:
@@ -37,15 +41,14 @@ def test_a_slow_network_neither_blocks_nor_piles_up() -> None:
 
     def fetch(url: str, offset: int, length: int) -> None:
         begun.append(offset // MB)
-        gate.wait(5)
+        assert gate.wait(60)
 
     prefetcher = Prefetcher(lambda sample: ("u", sample * MB, 1), fetch, threads=2, pending=10)
-    start = time.monotonic()
-    prefetcher.want(range(1000))
-    assert time.monotonic() - start < 1
+    prefetcher.want(range(1000))  # the gate is shut: waiting for a fetch would never come back
     wait(lambda: len(begun) == 2)
     gate.set()
-    wait(lambda: len(begun) == 10)
+    wait(lambda: free(prefetcher) == 10)
+    assert len(begun) == 10
     prefetcher.want(range(1000))  # what found no room may come again
     wait(lambda: len(begun) == 20)
     assert begun.count(0) == 1
@@ -63,15 +66,15 @@ def test_failures_are_the_readers_affair_and_give_their_place_back() -> None:
     for sample in range(20):
         prefetcher.want([sample])
         wait(lambda sample=sample: len(tried) == sample + 1)
-        wait(lambda: prefetcher._room._value == 2)  # pyright: ignore[reportAttributeAccessIssue]
+        wait(lambda: free(prefetcher) == 2)
     prefetcher.close()
 
 
 def test_closing_does_not_wait() -> None:
     gate = threading.Event()
-    prefetcher = Prefetcher(lambda sample: ("u", sample * MB, 1), lambda *_: gate.wait(10), threads=1)  # type: ignore[arg-type]
+    prefetcher = Prefetcher(lambda sample: ("u", sample * MB, 1), lambda *_: gate.wait(60), threads=1)  # type: ignore[arg-type]
     prefetcher.want(range(5))
     start = time.monotonic()
     prefetcher.close()
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 30
     gate.set()
