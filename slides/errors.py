@@ -1,0 +1,11 @@
+"""What can go wrong with a slide, in one line that the user can act on."""
+
+from __future__ import annotations
+
+
+class SlideError(Exception):
+    """A slide, a mask or a request that cannot be used. One line: what is wrong, which file, the remedy."""
+
+
+class TileError(SlideError):
+    """Pixels that cannot be decoded. The rest of the slide is not touched by it."""
