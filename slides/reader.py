@@ -57,6 +57,10 @@ class Slide(Protocol):
     @property
     def icc(self) -> bytes | None: ...  # colour profile of the pixels, where the file has one
 
+    def scalable(self, level: int) -> bool:
+        """Whether a tile of this level costs less at reduced scale."""
+        ...
+
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         """uint8 (height, width, 3) of a rectangle in the level's own pixels; white outside the slide.
 

@@ -1,0 +1,144 @@
+"""A path to a slide: the fastest reader that reads the format rightly."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import openslide
+import tifffile
+
+from slides.errors import SlideError
+from slides.image import ImageSlide, read_image, tiff_properties
+from slides.levels import exact_downsample
+from slides.mpp import resolve_mpp
+from slides.ome import ome_properties
+from slides.openslides import OpenSlideSlide
+from slides.reader import Slide
+from slides.tiff import Plane, TiffSlide, UnfitTiff, plane
+
+_log = logging.getLogger(__name__)
+# tifffile tells stderr of each oddity; what matters of them becomes an error of ours.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
+# Of openslide's formats, those whose levels are plain tiled pages, without overlaps or several areas.
+_PLAIN = ("aperio", "generic-tiff")
+
+
+def open_slide(path: str | Path, *, mpp: float | None = None, exact: bool = False) -> Slide:
+    """Open a whole-slide image.
+
+    Aperio, generic tiled TIFF and OME-TIFF are read tile by tile (`tiff`), everything else that openslide knows through
+    openslide, and PNG, JPEG and TIFFs without tiles as one level.
+
+    Args:
+        path: the file; for MRXS, VMS and DICOM the one that openslide is given.
+        mpp: what is known of it from elsewhere; goes before what the file says.
+        exact: read every pixel as openslide does, also where another decoder may round differently (JPEG 2000).
+
+    Raises:
+        SlideError: it cannot be read, or its mpp is not known.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise SlideError(f"{path}: no such file")
+    try:
+        vendor = openslide.OpenSlide.detect_format(path)
+    except OSError as error:
+        raise SlideError(f"{path}: cannot be read ({error.strerror})") from None
+    ome = _ome(path) if vendor in (None, "generic-tiff") else None
+    if ome is not None:
+        return ome(mpp)
+    if vendor is None:
+        return _image(path, mpp)
+    try:
+        handle = openslide.OpenSlide(path)
+    except (openslide.OpenSlideError, OSError) as error:
+        raise SlideError(f"{path}: openslide cannot open it ({' '.join(str(error).split())})") from None
+    found = resolve_mpp(path.name, handle.properties, mpp)
+    profile = handle.color_profile
+    icc = profile.tobytes() if profile is not None else None
+    known = {"mpp": found.value, "mpp_source": found.source, "icc": icc}
+    if vendor in _PLAIN:
+        try:
+            planes = _planes(path, handle.level_dimensions)
+            if not exact or not any(one.codec in (33005, 34712) for one in planes):
+                properties = dict(handle.properties)
+                handle.close()
+                return TiffSlide(path, planes, properties=properties, **known)
+        except UnfitTiff as reason:
+            _log.info("%s: read through openslide, since %s", path.name, reason)
+    return OpenSlideSlide(path, handle, **known)
+
+
+def _planes(path: Path, sizes: tuple[tuple[int, int], ...]) -> list[Plane]:
+    """The tiled pages that hold openslide's levels.
+
+    Raises:
+        UnfitTiff: a level is stored in another way.
+    """
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            pages = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
+            bysize = {(page.imagewidth, page.imagelength): page for page in reversed(pages)}
+            return [plane(bysize[size], exact_downsample(sizes[0], size)) for size in sizes]
+    except UnfitTiff:
+        raise
+    except KeyError as error:
+        raise UnfitTiff(f"no tiled page has {error.args[0]} pixels") from None
+    except Exception as error:  # a header that only openslide understands
+        raise UnfitTiff(f"tifffile cannot read it ({error})") from None
+
+
+def _ome(path: Path) -> Callable[[float | None], TiffSlide] | None:
+    """How to open it where it is a tiled OME-TIFF, else None."""
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            xml = tiff.pages.first.description if tiff.is_ome else ""
+            if not xml:
+                return None
+            properties = ome_properties(path.name, xml)
+            page = tiff.pages.first
+            levels = [page, *(page.pages or ())] if isinstance(page, tifffile.TiffPage) else []
+            size0 = (levels[0].imagewidth, levels[0].imagelength)
+            planes = [plane(one, exact_downsample(size0, (one.imagewidth, one.imagelength))) for one in levels]
+            icc = page.iccprofile if isinstance(page, tifffile.TiffPage) else None
+    except UnfitTiff as reason:
+        raise SlideError(f"{path}: an OME-TIFF that is no RGB slide of 8 bits, since {reason}") from None
+    except SlideError:
+        raise
+    except Exception:  # no TIFF, or a broken one: openslide or Pillow say what is wrong
+        return None
+
+    def opened(mpp: float | None) -> TiffSlide:
+        found = resolve_mpp(path.name, properties, mpp)
+        return TiffSlide(path, planes, mpp=found.value, mpp_source=found.source, properties=properties, icc=icc)
+
+    return opened
+
+
+def _image(path: Path, mpp: float | None) -> Slide:
+    tiled = _tiled(path)
+    if tiled is not None:
+        planes, properties, icc = tiled
+        found = resolve_mpp(path.name, properties, mpp)
+        return TiffSlide(path, planes, mpp=found.value, mpp_source=found.source, properties=properties, icc=icc)
+    pixels, properties, icc = read_image(path)
+    found = resolve_mpp(path.name, properties, mpp)
+    return ImageSlide(path, pixels, mpp=found.value, mpp_source=found.source, properties=properties, icc=icc)
+
+
+def _tiled(path: Path) -> tuple[list[Plane], Mapping[str, str], bytes | None] | None:
+    """A tiled TIFF that openslide does not know (grey, RGBA), as one level or more."""
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            pages = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
+            if not pages:
+                return None
+            size0 = (pages[0].imagewidth, pages[0].imagelength)
+            planes = [plane(page, exact_downsample(size0, (page.imagewidth, page.imagelength))) for page in pages]
+            return planes, tiff_properties(pages[0]), pages[0].iccprofile
+    except UnfitTiff as reason:
+        raise SlideError(f"{path}: a tiled TIFF that cannot be read, since {reason}: convert it to 8-bit RGB") from None
+    except Exception:  # no TIFF
+        return None

@@ -1,0 +1,101 @@
+"""The whole slide at a few µm a pixel: what tissue is found on and masks are drawn over."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from slides.assemble import blank
+from slides.errors import SlideError, TileError
+from slides.levels import best_level
+from slides.reader import Slide
+
+_BLOCK = 2048  # level pixels read at a time where there are no tiles
+_MAX_PIXELS = 100_000_000
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A slide at low resolution.
+
+    Args:
+        image: uint8 (h, w, 3); what is broken or was not scanned is white.
+        downsample: level-0 pixels a pixel.
+        mpp: µm a pixel.
+        broken: tiles that could not be decoded.
+    """
+
+    image: np.ndarray
+    downsample: float
+    mpp: float
+    broken: int
+
+
+def overview(slide: Slide, mpp: float = 8.0, *, threads: int = 1) -> Overview:
+    """Read all of a slide at `mpp`, each tile once and at the smallest scale that will do.
+
+    Args:
+        slide: open.
+        mpp: µm a pixel; a finer slide is averaged, a coarser one is taken as it is.
+        threads: decode at once.
+
+    Raises:
+        SlideError: more pixels than an overview should have.
+    """
+    width0, height0 = slide.size
+    downsample = max(mpp / slide.mpp, 1.0)
+    width, height = max(1, round(width0 / downsample)), max(1, round(height0 / downsample))
+    if width * height > _MAX_PIXELS:
+        raise SlideError(f"{slide.path.name}: an overview at {mpp:g} µm has {width} x {height} pixels: ask for coarser")
+    number = best_level([one.downsample for one in slide.levels], downsample)
+    level = slide.levels[number]
+    shrink = downsample / level.downsample
+    if level.tile is not None:
+        reduce = max(r for r in (1, 2, 4, 8) if r <= shrink and all(side % r == 0 for side in level.tile))
+        factor = _power_within(shrink / reduce, [side // reduce for side in level.tile])
+        cell = level.tile
+    else:
+        reduce, factor = 1, max(1, int(shrink))
+        cell = (factor * max(1, _BLOCK // factor),) * 2
+    total = reduce * factor
+    wide, high = cell[0] // total, cell[1] // total
+    columns, rows = -(-level.width // cell[0]), -(-level.height // cell[1])
+    canvas = blank(rows * high, columns * wide)
+
+    def fill(row: int) -> int:
+        broken = 0
+        for column in range(columns):
+            try:
+                if level.tile is not None:
+                    pixels = slide.read_tile(number, column, row, reduce)
+                else:
+                    pixels = slide.read(number, column * cell[0], row * cell[1], *cell)
+            except TileError:
+                broken += 1
+                continue
+            if pixels is not None:
+                if factor > 1:
+                    pixels = cv2.resize(pixels, (wide, high), interpolation=cv2.INTER_AREA)
+                canvas[row * high : (row + 1) * high, column * wide : (column + 1) * wide] = pixels
+        return broken
+
+    if threads > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            broken = sum(pool.map(fill, range(rows)))
+    else:
+        broken = sum(map(fill, range(rows)))
+    inside = canvas[: max(1, -(-level.height // total)), : max(1, -(-level.width // total))]
+    if inside.shape[:2] != (height, width):
+        inside = cv2.resize(inside, (width, height), interpolation=cv2.INTER_AREA)
+    return Overview(np.ascontiguousarray(inside), width0 / width, slide.mpp * width0 / width, broken)
+
+
+def _power_within(limit: float, sides: list[int]) -> int:
+    """The largest power of two within a limit that divides all sides."""
+    power = 1
+    while power * 2 <= limit and all(side % (power * 2) == 0 for side in sides):
+        power *= 2
+    return power
