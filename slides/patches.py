@@ -1,12 +1,13 @@
 """Patches of a slide, in order, decoded by several threads, each stored tile once.
 
 The patches of a run are cut into chunks of sixteen. A tile belongs to the first chunk that needs it; later chunks wait
-for it and the last one drops it. Chunks are handed to the threads in order, so a chunk only ever waits for one that was
-begun before it. Memory holds the tiles that are still needed, not a cache of a guessed size.
+for it, and the last to use it drops it. Chunks are handed to the threads in order, so a chunk only ever waits for one
+that was begun before it. Memory holds the tiles that are still needed, not a cache of a guessed size.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +28,7 @@ CHUNK = 16
 _STRIP = 16_384  # level pixels; a row of full tiles of so many is 12 MB
 
 T = TypeVar("T")
+_Key = tuple[int, int]  # column, row of a tile
 Pixels = np.ndarray  # uint8 (n, size, size, 3)
 
 
@@ -111,39 +113,39 @@ class _Reader:
         self.places = places
         self.chunk = chunk
         self.chunks = -(-len(places) // chunk)
-        self.tiles: dict[tuple[int, int], _Tile] = {}
-        self.owned: list[list[tuple[int, int]]] = [[] for _ in range(self.chunks)]
-        self.last: list[list[tuple[int, int]]] = [[] for _ in range(self.chunks)]
+        self.own: list[list[_Key]] = [[] for _ in range(self.chunks)]  # tiles that only this chunk needs, and twice
+        self.first: list[list[_Key]] = [[] for _ in range(self.chunks)]  # tiles that it decodes for others too
+        self.shared: list[list[_Key]] = [[] for _ in range(self.chunks)]  # tiles of others', and those
+        self.tiles: dict[_Key, _Tile] = {}
+        self.lock = threading.Lock()
         if self.level.tile is not None:
             self._share()
 
     def _share(self) -> None:
-        """Give each tile to the first chunk that needs it, and note the last one."""
+        """Give each tile to the first chunk that needs it, and count the others."""
         assert self.level.tile is not None
         wide, high = self.level.tile
         columns, rows = -(-self.level.width // wide), -(-self.level.height // high)
-        read = self.geometry.read
         low = np.maximum(self.places // (wide, high), 0)
-        end = np.minimum(-(-(self.places + read) // (wide, high)), (columns, rows))
-        last: dict[tuple[int, int], int] = {}
+        end = np.minimum(-(-(self.places + self.geometry.read) // (wide, high)), (columns, rows))
+        users: dict[_Key, list[int]] = {}  # numbers of chunks, once for each patch
         for number in range(self.chunks):
             part = slice(number * self.chunk, (number + 1) * self.chunk)
             for (x0, y0), (x1, y1) in zip(low[part].tolist(), end[part].tolist(), strict=True):
                 for row in range(y0, y1):
                     for column in range(x0, x1):
-                        key = (column, row)
-                        if key not in last:
-                            self.owned[number].append(key)
-                        last[key] = number
-        for key, number in last.items():
-            self.last[number].append(key)
-        # Those that only their owner needs are never shared, so they need no lock.
-        alone = [set(own) & set(end) for own, end in zip(self.owned, self.last, strict=True)]
-        for number, own in enumerate(self.owned):
-            for key in own:
-                if key not in alone[number]:
-                    self.tiles[key] = _Tile()
-        self.alone = alone
+                        users.setdefault((column, row), []).append(number)
+        for key, numbers in users.items():
+            if len(numbers) == 1:
+                continue  # decoded when it is pasted: kept tiles cost page faults, a tenth of the time
+            if numbers[0] == numbers[-1]:
+                self.own[numbers[0]].append(key)
+                continue
+            chunks = set(numbers)
+            self.tiles[key] = _Tile(len(chunks))
+            self.first[numbers[0]].append(key)
+            for number in chunks:
+                self.shared[number].append(key)
 
     def run(self, number: int, then: Callable[[Pixels, np.ndarray], T]) -> Chunk[T]:
         places = self.places[number * self.chunk : (number + 1) * self.chunk]
@@ -151,17 +153,20 @@ class _Reader:
         out = np.full((len(places), size, size, 3), 255, np.uint8)
         status = np.zeros(len(places), np.uint8)
         broken: list[str] = []
-        mine: dict[tuple[int, int], np.ndarray | TileError | None] = {}
-        for key in self.owned[number]:
-            pixels = self._decode(key)
-            if key in self.alone[number]:
-                mine[key] = pixels
-            else:
-                self.tiles[key].set(pixels)
+        # What others wait for goes first.
+        for key in self.first[number]:
+            self.tiles[key].pixels.set_result(self._decode(key))
+        own = {key: self._decode(key) for key in self.own[number]}
+        shared = set(self.shared[number])
 
         def tile(column: int, row: int) -> np.ndarray | None:
             key = (column, row)
-            pixels = mine[key] if key in mine else self.tiles[key].get()
+            if key in own:
+                pixels = own[key]
+            elif key in shared:
+                pixels = self.tiles[key].pixels.result()
+            else:
+                pixels = self._decode(key)
             if isinstance(pixels, TileError):
                 raise pixels
             return pixels
@@ -187,11 +192,14 @@ class _Reader:
                 # Area averaging going down; going up it would repeat pixels.
                 how = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
                 cv2.resize(target, (size, size), dst=out[k], interpolation=how)
-        for key in self.last[number]:
-            self.tiles.pop(key, None)
+        with self.lock:
+            for key in self.shared[number]:
+                self.tiles[key].users -= 1
+                if not self.tiles[key].users:
+                    del self.tiles[key]
         return Chunk(number * self.chunk, status, then(out, status), tuple(dict.fromkeys(broken)))
 
-    def _decode(self, key: tuple[int, int]) -> np.ndarray | TileError | None:
+    def _decode(self, key: _Key) -> np.ndarray | TileError | None:
         try:
             return self.slide.read_tile(self.geometry.level, *key, self.reduce)
         except TileError as error:
@@ -200,23 +208,14 @@ class _Reader:
     def release(self) -> None:
         """Wake whoever waits for a tile of a chunk that will not run any more."""
         for tile in list(self.tiles.values()):
-            tile.release()
+            tile.pixels.cancel()
 
 
 class _Tile:
-    """A decoded tile that several chunks need: a slot to wait for."""
+    """A decoded tile that several chunks need: a slot to wait for, and how many have not used it yet."""
 
-    __slots__ = ("_future",)
+    __slots__ = ("pixels", "users")
 
-    def __init__(self) -> None:
-        self._future: Future[np.ndarray | TileError | None] = Future()
-
-    def set(self, pixels: np.ndarray | TileError | None) -> None:
-        if not self._future.done():
-            self._future.set_result(pixels)
-
-    def get(self) -> np.ndarray | TileError | None:
-        return self._future.result()
-
-    def release(self) -> None:
-        self.set(TileError("reading was stopped"))
+    def __init__(self, users: int) -> None:
+        self.pixels: Future[np.ndarray | TileError | None] = Future()
+        self.users = users
