@@ -255,38 +255,61 @@ class Mosaic:
 
     @cached_property
     def _levels(self) -> list[list[np.ndarray | None]]:
-        return [[t if t is None else shrink(t, d) for t in self.textures] for d in self.downsamples]
+        """The textures at each level, continued by a tile to the right and below, so that every tile is a slice."""
+        more = ((0, self.tile_size), (0, self.tile_size), (0, 0))
+        return [
+            [t if t is None else np.pad(shrink(t, d), more, "wrap") for t in self.textures] for d in self.downsamples
+        ]
 
     def __call__(self, level: int, column: int, row: int) -> bytes | None:
+        """The bytes of a tile, for `write_pyramid`."""
         d, side = self.downsamples[level], self.tile_size
-        ys, xs = (np.arange(start * side, (start + 1) * side) * d // self.cell for start in (row, column))
-        rows, columns = (
-            np.minimum(at, n - 1) for at, n in zip((ys, xs), self.regions.shape, strict=True)
-        )  # the map's cell of each line and column of the tile
-        part = self.regions[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        first = int(part.flat[0])
-        if (part != first).any():
-            return self.encoding.encode(self._mixed(level, column, row, self.regions[np.ix_(rows, columns)]))
-        texture = self._levels[level][first]
+        (top, bottom), (left, right) = (
+            (min(at * side * d // self.cell, n - 1), min(((at + 1) * side * d - 1) // self.cell, n - 1))
+            for at, n in zip((row, column), self.regions.shape, strict=True)
+        )
+        labels = np.unique(self.regions[top : bottom + 1, left : right + 1])
+        if len(labels) > 1:
+            return self.encoding.encode(self._mixed(level, column, row, labels))
+        label = int(labels[0])
+        texture = self._cut(label, level, column, row)
         if texture is None:
             return None
-        key = (level, first, column * side % texture.shape[1], row * side % texture.shape[0])
+        key = (level, label, *self._offset(label, level, column, row))
         if key not in self._kept:
-            self._kept[key] = self.encoding.encode(_wrapped(texture, column * side, row * side, side))
+            self._kept[key] = self.encoding.encode(texture)
         return self._kept[key]
 
+    def _offset(self, label: int, level: int, column: int, row: int) -> tuple[int, int]:
+        """Where in its texture the tile begins: (x, y)."""
+        texture, d, side = self.textures[label], self.downsamples[level], self.tile_size
+        if texture is None:
+            return 0, 0
+        return column * side % (texture.shape[1] // d), row * side % (texture.shape[0] // d)
+
+    def _cut(self, label: int, level: int, column: int, row: int) -> np.ndarray | None:
+        plane, side = self._levels[level][label], self.tile_size
+        x, y = self._offset(label, level, column, row)
+        return None if plane is None else plane[y : y + side, x : x + side]
+
     def _mixed(self, level: int, column: int, row: int, labels: np.ndarray) -> np.ndarray:
-        out = np.full((*labels.shape, 3), 255, np.uint8)
-        for label in np.unique(labels):
-            texture = self._levels[level][label]
+        """Pixels of a tile in which regions meet."""
+        d, side = self.downsamples[level], self.tile_size
+        ys, xs = (
+            np.minimum(np.arange(at * side, (at + 1) * side) * d // self.cell, n - 1)
+            for at, n in zip((row, column), self.regions.shape, strict=True)
+        )
+        shown = self.regions[np.ix_(ys, xs)]
+        out = np.full((side, side, 3), 255, np.uint8)
+        for label in labels.tolist():
+            texture = self._cut(label, level, column, row)
             if texture is not None:
-                here = labels == label
-                out[here] = _wrapped(texture, column * self.tile_size, row * self.tile_size, self.tile_size)[here]
+                cv2.copyTo(texture, (shown == label).astype(np.uint8), out)
         return out
 
     def thumbnail(self, longest: int = 1024) -> np.ndarray:
         """uint8 (h, w, 3): the regions in their textures' mean colours."""
-        means = [(255,) * 3 if t is None else np.rint(t.reshape(-1, 3).mean(0)) for t in self.textures]
+        means = [(255,) * 3 if t is None else np.rint(cv2.mean(t)[:3]) for t in self.textures]
         width, height = self.size
         scale = min(1.0, longest / max(self.size))
         small = (max(round(width * scale), 1), max(round(height * scale), 1))
@@ -301,12 +324,6 @@ class Mosaic:
         options.setdefault("associated", {"thumbnail": self.thumbnail()})
         own = {name: getattr(self, name) for name in ("downsamples", "tile_size", "encoding", "rounding")}
         return write_pyramid(path, self.size, self, mpp=mpp, **own, **options)
-
-
-def _wrapped(texture: np.ndarray, x: int, y: int, side: int) -> np.ndarray:
-    """The square at (x, y) of a plane that is paved with `texture`."""
-    rows, columns = (np.arange(at, at + side) % n for at, n in ((y, texture.shape[0]), (x, texture.shape[1])))
-    return texture[np.ix_(rows, columns)]
 
 
 def _stored(tile: Tile, level: int, size: tuple[int, int], side: int, encoding: Encoding) -> Iterator[bytes]:
