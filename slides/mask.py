@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import cv2
 import numpy as np
@@ -143,9 +142,10 @@ def read_png(path: Path, size0: tuple[int, int], pixel_limit: int = 100_000_000,
             alpha = image.mode in ("LA", "RGBA")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise SlideError(f"{path}: cannot be read as a PNG or TIFF mask ({error})") from None
-    meant = cast(np.ndarray, pixels > 0)
+    meant = pixels > 0
     if meant.ndim == 3:
-        meant = meant[..., :-1].any(-1) & meant[..., -1] if alpha else meant.any(-1)
+        colour = meant[..., :-1] if alpha else meant
+        meant = np.logical_or.reduce(colour, axis=-1) & (meant[..., -1] if alpha else True)
     sx, sy = size0[0] / width, size0[1] / height
     # In a small image, rounding its sides to whole pixels weighs more.
     if abs(sx / sy - 1) > max(_MAX_ANISOTROPY, 1 / width + 1 / height):
