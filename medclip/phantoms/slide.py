@@ -231,6 +231,7 @@ def _lay_out(rng: np.random.Generator, size: tuple[int, int], label: str) -> lis
         middle = middle + step * rng.uniform(-0.03, 0.03, 2)
         radius = step * rng.uniform(0.33, 0.39, 2)
         piece = blob(rng, (middle[0], middle[1]), (radius[0], radius[1]), 0.14)
+        piece = max(shapely.get_parts(piece.intersection(shapely.box(0, 0, *size))), key=lambda part: part.area)
         layers.append((ground, piece))
         patches = [
             *((name, 0.30, 0.45) for name in beside if name != ground and rng.random() < 0.7),

@@ -33,6 +33,7 @@ def test_regions_divide_the_tissue(seed: int, index: int, size: tuple[int, int])
     tissue = slide.tissue()
     assert sum(area.area for area in regions.values()) == pytest.approx(tissue.area, rel=1e-6)  # disjoint, none left
     assert shapely.union_all(list(regions.values())).symmetric_difference(tissue).area < 1e-6 * tissue.area
+    assert shapely.box(0, 0, *size).covers(tissue)
     assert 0.1 < tissue.area / (size[0] * size[1]) < 0.75
     assert all(polygon.is_valid and not polygon.interiors for _, polygon in slide.layers)
     malignant = {"adenocarcinoma", "squamous cell carcinoma"} & set(regions)
