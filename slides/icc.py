@@ -23,8 +23,8 @@ _INTENTS = {"relative": ImageCms.Intent.RELATIVE_COLORIMETRIC, "perceptual": Ima
 class Profile:
     """The transform from one profile to sRGB, built once. Safe to use from several threads at once.
 
-    (`ImageCmsTransform.apply` lets go of the interpreter lock and only reads the transform: all that LittleCMS asks of a
-    shared one is that its one-pixel cache is off.)
+    (`ImageCmsTransform.apply` lets go of the interpreter lock and only reads the transform: all that LittleCMS asks of
+    a shared one is that its one-pixel cache is off.)
 
     Args:
         icc: bytes of the profile.

@@ -6,8 +6,10 @@ import io
 import logging
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
+import openslide
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +18,7 @@ from PIL import Image, ImageCms
 from slides.errors import SlideError
 from slides.icc import MAX_BYTES, Profile, profile_of
 
+DATA = Path(__file__).parents[3] / "shared" / "data" / "wsi"
 # sRGB's primaries adapted to D50 (columns red, green, blue; IEC 61966-2-1 by Bradford), and D50 itself.
 SRGB_D50 = np.array([[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]])
 D50 = (0.9642, 1.0, 0.8249)
@@ -181,3 +184,15 @@ def test_a_damaged_profile_works_or_is_one_line(seed: int, how: int) -> None:
         assert "\n" not in str(error)
     else:
         assert out.shape == (4, 4, 3) and out.dtype == np.uint8
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the sample data is not beside the checkout")
+@pytest.mark.parametrize("name", ["boxes.tiff", "boxes_0.dcm"])
+def test_profiles_of_real_slides_are_read_and_agree_with_openslides_way(name: str) -> None:
+    with openslide.OpenSlide(DATA / name) as slide:
+        profile, image = slide.color_profile, slide.read_region((0, 0), 0, slide.dimensions).convert("RGB")
+    assert profile is not None
+    intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
+    theirs = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), intent)
+    assert theirs is not None and np.ptp(np.asarray(image)) > 100
+    assert (Profile(profile.tobytes(), name).to_srgb(np.asarray(image)) == np.asarray(theirs)).all()
