@@ -57,6 +57,11 @@ class Mask:
         one, two = self._on_one_grid(other)
         return Mask(one.array & two.array, one.downsample, self.name)
 
+    def __or__(self, other: Mask) -> Mask:
+        """What is in either, on the finer of the two grids, within the extent of this mask."""
+        one, two = self._on_one_grid(other)
+        return Mask(one.array | two.array, one.downsample, self.name)
+
     def minus(self, other: Mask) -> Mask:
         """What is in this mask but not in `other`, on the finer of the two grids."""
         one, two = self._on_one_grid(other)

@@ -25,13 +25,15 @@ class Overview:
         image: uint8 (h, w, 3); what is broken or was not scanned is white.
         downsample: level-0 pixels a pixel.
         mpp: µm a pixel.
-        broken: tiles that could not be decoded.
+        broken: bool (h, w), where it could not be decoded; None where all could.
+        broken_tiles: how many tiles (or blocks) that were.
     """
 
     image: np.ndarray
     downsample: float
     mpp: float
-    broken: int
+    broken: np.ndarray | None = None
+    broken_tiles: int = 0
 
 
 def overview(slide: Slide, mpp: float = 8.0, *, threads: int = 1) -> Overview:
@@ -43,7 +45,7 @@ def overview(slide: Slide, mpp: float = 8.0, *, threads: int = 1) -> Overview:
         threads: decode at once.
 
     Raises:
-        SlideError: more pixels than an overview should have.
+        SlideError: more pixels than an overview should have, or nothing of the slide can be decoded.
     """
     width0, height0 = slide.size
     downsample = max(mpp / slide.mpp, 1.0)
@@ -64,33 +66,42 @@ def overview(slide: Slide, mpp: float = 8.0, *, threads: int = 1) -> Overview:
     wide, high = cell[0] // total, cell[1] // total
     columns, rows = -(-level.width // cell[0]), -(-level.height // cell[1])
     canvas = blank(rows * high, columns * wide)
+    errors: dict[tuple[int, int], TileError] = {}
 
-    def fill(row: int) -> int:
-        broken = 0
+    def fill(row: int) -> None:
         for column in range(columns):
             try:
                 if level.tile is not None:
                     pixels = slide.read_tile(number, column, row, reduce)
                 else:
                     pixels = slide.read(number, column * cell[0], row * cell[1], *cell)
-            except TileError:
-                broken += 1
+            except TileError as error:
+                errors[row, column] = error
                 continue
             if pixels is not None:
                 if factor > 1:
                     pixels = cv2.resize(pixels, (wide, high), interpolation=cv2.INTER_AREA)
                 canvas[row * high : (row + 1) * high, column * wide : (column + 1) * wide] = pixels
-        return broken
 
     if threads > 1:
         with ThreadPoolExecutor(threads) as pool:
-            broken = sum(pool.map(fill, range(rows)))
+            list(pool.map(fill, range(rows)))
     else:
-        broken = sum(map(fill, range(rows)))
-    inside = canvas[: max(1, -(-level.height // total)), : max(1, -(-level.width // total))]
+        for row in range(rows):
+            fill(row)
+    if len(errors) == rows * columns:
+        raise SlideError(f"{slide.path.name}: none of its tiles can be decoded, e.g. {next(iter(errors.values()))}")
+    extent = max(1, -(-level.height // total)), max(1, -(-level.width // total))
+    inside = canvas[: extent[0], : extent[1]]
+    broken = None
+    if errors:
+        grid = np.zeros((rows, columns), np.uint8)
+        grid[tuple(np.array(list(errors)).T)] = 1
+        grid = grid.repeat(high, axis=0).repeat(wide, axis=1)[: extent[0], : extent[1]]
+        broken = cv2.resize(grid, (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
     if inside.shape[:2] != (height, width):
         inside = cv2.resize(inside, (width, height), interpolation=cv2.INTER_AREA)
-    return Overview(np.ascontiguousarray(inside), width0 / width, slide.mpp * width0 / width, broken)
+    return Overview(np.ascontiguousarray(inside), width0 / width, slide.mpp * width0 / width, broken, len(errors))
 
 
 def _power_within(limit: float, sides: list[int]) -> int:

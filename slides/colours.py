@@ -1,0 +1,64 @@
+"""What is done to the colours of every patch of a slide: its ICC profile, then one cohort-wide stain."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slides.errors import SlideError
+from slides.icc import Profile
+from slides.image import read_image
+from slides.overview import overview
+from slides.reader import Slide
+from slides.request import Request
+from slides.stain.macenko import Macenko
+from slides.stain.normalise import Normaliser
+from slides.stain.reinhard import Reinhard
+from slides.stain.vahadane import Vahadane
+
+_log = logging.getLogger(__name__)
+Change = Callable[[np.ndarray], np.ndarray]  # uint8 (..., 3) to the same
+_METHODS: dict[str, Callable[[], Any]] = {"macenko": Macenko, "reinhard": Reinhard, "vahadane": Vahadane}
+
+
+def recolour(slide: Slide, request: Request) -> Change | None:
+    """What changes the colours of this slide's pixels as the request has it; None where nothing does.
+
+    Stains are estimated once, on the slide's overview, so that neighbouring patches stay alike.
+
+    Raises:
+        SlideError: a stain cannot be estimated, or the target image not be read.
+    """
+    steps: list[Change] = []
+    if request.icc:
+        if slide.icc is None:
+            _log.info("%s: has no colour profile, its pixels are taken as sRGB", slide.path.name)
+        else:
+            steps.append(Profile(slide.icc).to_srgb)
+    if request.stain is not None and request.stain_target is not None:
+        pixels = overview(slide, request.tissue_mpp).image
+        for step in steps:
+            pixels = step(pixels)
+        try:
+            steps.append(_normaliser(request.stain, request.stain_target).slide(pixels))
+        except SlideError as error:
+            raise SlideError(f"{slide.path.name}: {error}") from None
+    if not steps:
+        return None
+
+    def change(image: np.ndarray) -> np.ndarray:
+        for step in steps:
+            image = step(image)
+        return image
+
+    return change
+
+
+@lru_cache(maxsize=4)
+def _normaliser(method: str, target: str) -> Normaliser[Any]:
+    return Normaliser.fit(_METHODS[method](), read_image(Path(target).expanduser())[0])

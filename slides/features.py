@@ -1,0 +1,233 @@
+"""Features of a cohort's patches: batches that run across slides, the next slide made ready while this one is read.
+
+The model is the caller's: anything that takes uint8 (b, h, w, 3) and gives (b, d). One thread plans slides ahead, the
+reading threads fill a bounded queue, and the caller's thread does nothing but the model, so that its device waits for
+neither a slide's opening nor its end. Blocks of features are on disk as soon as they are made: a killed run goes on
+inside a slide.
+
+    OUT/features_ENCODER/ID.h5 (or .zarr)   `features` (n, d) float32 and `coords` (n, 2), TRIDENT's or CLAM's layout
+    OUT/features_ENCODER/index.parquet      a row a slide, with what the user's table says of it
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from slides.entry import Entry
+from slides.errors import SlideError
+from slides.feature_work import FeatureOutput, SlideWork, Told
+from slides.files import renamed
+from slides.manifest import write_manifest
+from slides.progress import Meter
+from slides.request import Request, digest
+from slides.run import claim
+
+
+class Encoder(Protocol):
+    """A model of patches."""
+
+    @property
+    def name(self) -> str: ...  # of the folder that its features go to
+
+    def __call__(self, patches: np.ndarray) -> np.ndarray: ...  # uint8 (b, size, size, 3) -> float (b, d)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run was like.
+
+    Args:
+        rows: of the manifest, one a slide.
+        waiting: share of the time that the model waited for patches.
+    """
+
+    rows: list[dict[str, Any]]
+    waiting: float
+
+
+def extract_features(
+    entries: Sequence[Entry],
+    request: Request,
+    output: FeatureOutput,
+    encoder: Encoder,
+    *,
+    threads: int = 2,
+    meter: Meter | None = None,
+    written_one: Told | None = None,
+) -> Report:
+    """Write the features of every slide that has none yet.
+
+    Args:
+        entries: the slides.
+        request: which patches; its size is the encoder's input.
+        output: where to.
+        encoder: the model, called in this thread.
+        threads: that read.
+        meter: shows progress.
+        written_one: told of each slide's plan, file and features.
+
+    Raises:
+        SlideError: OUT holds features of other settings.
+        OutputError: nothing more can be written.
+    """
+    folder = output.path / f"features_{encoder.name}"
+    mark = digest([request.fingerprint(), output.layout, output.format, encoder.name, output.coords])
+    claim(folder, mark)
+    meter = meter or Meter(len(entries))
+    run = _Run(folder, mark, request, output, encoder, threads, meter, written_one)
+    try:
+        run.go(entries)
+    finally:
+        meter.say(last=True)
+        rows = write_manifest(folder, entries, run.rows)
+        _write_index(folder, entries, rows, output.format)
+    return Report(rows, run.waited / max(run.total, 1e-9))
+
+
+class _Run:
+    """The threads of one run: planning, reading, and the caller's with the model."""
+
+    def __init__(
+        self,
+        folder: Path,
+        mark: str,
+        request: Request,
+        output: FeatureOutput,
+        encoder: Encoder,
+        threads: int,
+        meter: Meter,
+        written_one: Told | None,
+    ) -> None:
+        self.folder, self.mark, self.request, self.output = folder, mark, request, output
+        self.encoder, self.threads, self.meter, self.written_one = encoder, threads, meter, written_one
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.waited = self.total = 0.0
+        self.stop = threading.Event()
+
+    def go(self, entries: Sequence[Entry]) -> None:
+        batches: queue.Queue[Any] = queue.Queue(maxsize=2)
+        reading = threading.Thread(target=self._produce, args=(entries, batches), name="reading", daemon=True)
+        started = time.perf_counter()
+        reading.start()
+        try:
+            while True:
+                before = time.perf_counter()
+                item = batches.get()
+                self.waited += time.perf_counter() - before
+                if isinstance(item, BaseException):
+                    raise item
+                if item is None:
+                    return
+                self._encode(*item)
+        finally:
+            self.total = time.perf_counter() - started
+            self.stop.set()
+            while reading.is_alive():  # it may be waiting for room
+                with suppress(queue.Empty):
+                    batches.get(timeout=0.05)
+            reading.join()
+
+    def _produce(self, entries: Sequence[Entry], batches: queue.Queue[Any]) -> None:
+        """Batches; None at the end, an exception for one."""
+        try:
+            for item in batched(self._patches(entries), self.output.batch_size):
+                batches.put(item)
+                if self.stop.is_set():
+                    return
+            batches.put(None)
+        except BaseException as error:  # handed to the thread that waits
+            batches.put(error)
+
+    def _patches(self, entries: Sequence[Entry]) -> Iterator[tuple[SlideWork, np.ndarray, bool]]:
+        """(slide, patches uint8 (n, size, size, 3), whether they are the last); the next slide is planned meanwhile."""
+        none = np.zeros((0, self.request.size, self.request.size, 3), np.uint8)
+        with ThreadPoolExecutor(1, thread_name_prefix="planning") as planner:
+            ahead = planner.submit(self._prepare, entries[0]) if entries else None
+            for number in range(len(entries)):
+                assert ahead is not None
+                work = ahead.result()
+                more = number + 1 < len(entries)
+                ahead = planner.submit(self._prepare, entries[number + 1]) if more and not self.stop.is_set() else None
+                try:
+                    for good in work.read(self.request, self.threads):
+                        yield work, good, False
+                except Exception as error:  # a reader raised what it should not: this slide is over, the run is not
+                    work.failed(error)
+                yield work, none, True
+                if self.stop.is_set():
+                    break
+            if ahead is not None:
+                ahead.result().close()
+
+    def _prepare(self, entry: Entry) -> SlideWork:
+        work = SlideWork(entry, self.folder, self.mark, self.output)
+        work.open(self.request)
+        self.meter.patch(len(work), work.done)
+        return work
+
+    def _encode(self, batch: np.ndarray, owners: list[tuple[SlideWork, int, bool]]) -> None:
+        """Features of a batch, handed to the slides that its patches are of."""
+        features = np.zeros((0, 0), np.float32)
+        if len(batch):
+            features = np.asarray(self.encoder(batch), np.float32)
+            if len(features) != len(batch) or features.ndim != 2:
+                name = self.encoder.name
+                raise SlideError(f"encoder {name} gave {features.shape} for {len(batch)} patches, not (n, d)")
+        place = 0
+        for work, count, last in owners:
+            work.take(features[place : place + count])
+            self.meter.patch(0, count)
+            place += count
+            if last:
+                plan, path, all_features = work.finish(self.encoder.name)
+                if plan is not None and self.written_one is not None:
+                    self.written_one(plan, path, all_features)
+                self.rows[work.entry.slide] = work.row
+                self.meter.slide(work.row["status"])
+
+
+def batched(
+    chunks: Iterable[tuple[SlideWork, np.ndarray, bool]], size: int
+) -> Iterator[tuple[np.ndarray, list[tuple[SlideWork, int, bool]]]]:
+    """Patches in batches of `size`, the last one smaller, and how many of each batch are whose, in order."""
+    parts: list[np.ndarray] = []
+    owners: list[tuple[SlideWork, int, bool]] = []
+    filled = 0
+    for work, patches, last in chunks:
+        while filled + len(patches) >= size:
+            take = size - filled
+            yield np.concatenate([*parts, patches[:take]]), [*owners, (work, take, False)]
+            parts, owners, filled = [], [], 0
+            patches = patches[take:]
+        parts.append(patches)
+        owners.append((work, len(patches), last))
+        filled += len(patches)
+    if owners:
+        yield np.concatenate(parts), owners
+
+
+def _write_index(folder: Path, entries: Sequence[Entry], rows: Sequence[dict[str, Any]], ending: str) -> None:
+    """index.parquet: slides with features, and what the user's table says of them."""
+    by = {entry.slide: entry for entry in entries}
+    table = [
+        {k: str(v) for k, v in by[row["slide"]].extra.items()}
+        | {k: row.get(k) for k in ("slide", "patches", "dim", "mpp", "path")}
+        | {"file": f"{row['slide']}.{ending}"}
+        for row in rows
+        if row.get("status") == "ok"
+    ]
+    if table:
+        with renamed(folder / "index.parquet") as part:
+            pq.write_table(pa.Table.from_pylist(table), part)

@@ -1,0 +1,105 @@
+"""Files that are there whole or not at all, and folders that only one run writes to."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from slides.errors import SlideError
+
+
+class OutputError(SlideError):
+    """Nothing more can be written: the run ends, what was written stays, the same command goes on from there."""
+
+
+class Busy(SlideError):
+    """Another run is at work on the same slide."""
+
+
+@contextmanager
+def written(what: Path) -> Iterator[None]:
+    """Turn an error of the operating system while writing into one line with the remedy."""
+    try:
+        yield
+    except OSError as error:
+        name = error.filename or what
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            remedy = "make room and give the same command again: it goes on where it stopped"
+        else:
+            remedy = "choose another output folder"
+        raise OutputError(f"cannot write {name} ({error.strerror or error}): {remedy}") from error
+
+
+def write_whole(path: Path, content: bytes | Iterable[bytes]) -> None:
+    """Write beside, flush to disk, rename: a killed run leaves the old file or none, never half of the new.
+
+    Raises:
+        OutputError: it cannot be written; nothing is left of it.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with written(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                file.writelines([content] if isinstance(content, bytes) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def renamed(path: Path) -> Iterator[Path]:
+    """A name to write to, which becomes `path` when all went well, for libraries that want a file of their own.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with written(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Hold a lock that dies with the process, so that a kill leaves nothing to clear.
+
+    Raises:
+        Busy: another process holds it.
+        OutputError: it cannot be written.
+    """
+    with written(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(handle, 200, 0).decode(errors="replace").strip()
+            raise Busy(f"{lock.stem} is being written by another run ({holder or 'unknown'}): left to it") from None
+        with suppress(OSError):  # who holds it is a courtesy
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half-written in a folder."""
+    for part in folder.glob(".*.part"):
+        with suppress(ValueError, ProcessLookupError, PermissionError):
+            os.kill(int(part.name.split(".")[-2]), 0)
+            continue  # its process lives
+        part.unlink(missing_ok=True)

@@ -1,0 +1,176 @@
+"""A cohort: every slide by threads and processes of this machine, or by Ray on many.
+
+`run(entries, work, folder)` calls `work(entry, progress)` for each slide and keeps the manifest. A slide that fails is
+a row; a process that dies (killed, out of memory) is started again, and its slide goes on where it was.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.sharedctypes
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+
+from slides.entry import Entry
+from slides.errors import SlideError
+from slides.files import OutputError, write_whole
+from slides.manifest import write_manifest
+from slides.progress import Meter
+
+Row = dict[str, Any]
+Progress = Callable[[int, int], None]
+Work = Callable[[Entry, Progress], Row]
+_TRIES = 3
+
+
+def cores() -> int:
+    """CPUs that this process may use, as SLURM and containers set them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def split_cores(slides: int, processes: int | None = None, threads: int | None = None) -> tuple[int, int]:
+    """(processes, threads of each): a process a slide as far as there are cores, then threads in it."""
+    most = cores()
+    processes = processes or max(1, min(most, slides))
+    return processes, threads or max(1, most // processes)
+
+
+def run(
+    entries: Sequence[Entry],
+    work: Work,
+    folder: Path,
+    *,
+    settings: str,
+    engine: Literal["local", "ray"] = "local",
+    processes: int = 1,
+    cpus: int = 1,
+    meter: Meter | None = None,
+) -> list[Row]:
+    """Do `work` for each slide and write `folder`/manifest.csv.
+
+    Args:
+        entries: the slides.
+        work: can be pickled where there are several processes.
+        folder: OUT.
+        settings: fingerprint of what `work` does; a folder of other settings is refused.
+        engine: local, or ray.
+        processes: slides at a time; with Ray, at most (0: as many as the cluster has).
+        cpus: that a slide's threads take, for Ray to reckon with.
+        meter: shows progress.
+
+    Returns:
+        A row for each of `entries`.
+
+    Raises:
+        SlideError: the folder belongs to a run of other settings.
+        OutputError: nothing more can be written.
+    """
+    claim(folder, settings)
+    meter = meter or Meter(len(entries))
+    busy: dict[str, Row] = {}
+    if engine == "ray":
+        from slides.on_ray import each_on_ray
+
+        rows = each_on_ray(entries, work, processes, cpus, meter)
+    elif processes <= 1 or len(entries) < 2:
+        rows = (work(entry, meter.patch) for entry in entries)
+    else:
+        rows = _each(entries, work, min(processes, len(entries)), meter)
+    try:
+        for row in rows:
+            meter.slide(row["status"])
+            if row["status"] == "busy":
+                busy[row["slide"]] = row
+            write_manifest(folder, entries, busy)
+    finally:
+        meter.say(last=True)
+    return write_manifest(folder, entries, busy)
+
+
+def claim(folder: Path, settings: str) -> None:
+    """Mark a folder as this run's, or refuse it.
+
+    Raises:
+        SlideError: it belongs to a run of other settings.
+        OutputError: it cannot be written.
+    """
+    mark = folder / "state" / "settings"
+    try:
+        found = orjson.loads(mark.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        write_whole(mark, orjson.dumps(settings))
+        return
+    if found != settings:
+        raise SlideError(f"{folder} holds the output of other settings: choose another folder, or remove it")
+
+
+_shared: list[Any] = []  # of a worker process: the two counters and the work
+
+
+def _keep(counters: Any, work: Work) -> None:
+    _shared[:] = [counters, work]
+
+
+def _one(entry: Entry) -> Row:
+    counters, work = _shared
+
+    def tell(planned: int, done: int) -> None:
+        with counters.get_lock():
+            counters[0] += planned
+            counters[1] += done
+
+    return work(entry, tell)
+
+
+def _each(entries: Sequence[Entry], work: Work, processes: int, meter: Meter) -> Iterator[Row]:
+    """Rows as they come; a pool that broke is made anew for what is left."""
+    context = multiprocessing.get_context("spawn")  # decoders have threads, which do not survive a fork
+    tries = dict.fromkeys((entry.slide for entry in entries), 0)
+    left = list(entries)
+    while left:
+        counters = context.Array("q", 2)
+        seen = [0, 0]
+        begun: list[Entry] = []
+        with ProcessPoolExecutor(processes, context, _keep, (counters, work)) as pool:
+            # No more than the processes are handed out, so that a break names few suspects.
+            queue, flying = list(left), {}
+            try:
+                while queue or flying:
+                    while queue and len(flying) < processes:
+                        entry = queue.pop(0)
+                        flying[pool.submit(_one, entry)] = entry
+                        begun.append(entry)
+                    ready, _ = wait(flying, timeout=meter.every, return_when=FIRST_COMPLETED)
+                    with counters.get_lock():
+                        now = counters[:]
+                    meter.patch(now[0] - seen[0], now[1] - seen[1])
+                    seen = now
+                    for future in ready:
+                        row = future.result()
+                        left.remove(flying.pop(future))
+                        yield row
+            except BrokenProcessPool:
+                for entry in [entry for entry in begun if entry in left]:
+                    tries[entry.slide] += 1
+                    if tries[entry.slide] >= _TRIES:
+                        left.remove(entry)
+                        yield _died(entry)
+            except OutputError:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+
+def _died(entry: Entry) -> Row:
+    return {
+        "slide": entry.slide,
+        "path": entry.path,
+        "status": "failed",
+        "reason": f"its process died {_TRIES} times (out of memory?): give it fewer threads or a machine of its own",
+        "patches": 0,
+    }
