@@ -13,6 +13,7 @@ import sys
 VERBS = {
     "train": "any training: continued contrastive pretraining, later MAE, probes, heads",
     "evaluate": "evaluate one checkpoint, or several side by side: gain and forgetting in one report",
+    "extract": "whole-slide images -> patches (shards, h5, images) and features",
     "export": "checkpoint -> open_clip folder (safetensors); WiSE-FT blends",
     "demo": "the whole way on generated data (or on your own pairs), a few minutes on two CPU cores",
 }

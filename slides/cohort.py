@@ -141,3 +141,14 @@ def _check_unique(entries: list[Entry]) -> None:
             raise SlideError(
                 f"{paths[0]} and {paths[1]} would have one name: give a CSV with the columns slide (unique) and path"
             )
+
+
+def take_part(entries: Sequence[Entry], number: int, parts: int) -> list[Entry]:
+    """Every `parts`-th slide from `number` (from 0): an array job's share, whose union is the cohort.
+
+    Raises:
+        SlideError: no such part.
+    """
+    if not (isinstance(number, int) and isinstance(parts, int) and 0 <= number < parts):
+        raise SlideError(f"part [{number}, {parts}]: the first number counts from 0 to one below the second")
+    return list(entries[number::parts])

@@ -3,7 +3,8 @@
     OUT/shards/ID-00000.tar     webdataset: KEY.jpg and KEY.json with where it is from
     OUT/images/ID/X_Y.jpg       the same as single files
     OUT/arrays/ID.h5            CLAM's image mode: `imgs` (n, size, size, 3) and `coords`
-    OUT/patches/ID.h5           coordinates in CLAM's or TRIDENT's layout
+    OUT/patches/ID.h5           coordinates as CLAM has them, or
+    OUT/20x_256px_0px_overlap/patches/ID_patches.h5    as TRIDENT has them
     OUT/index/ID.parquet        a row for each patch, corrupt ones too
     OUT/masks/ID.geojson        tissue and artefacts, for QuPath
     OUT/overlays/ID.jpg         the same, and the grid, drawn
@@ -31,7 +32,7 @@ from slides.entry import Entry
 from slides.errors import SlideError
 from slides.files import Busy, OutputError, alone, sweep, write_whole, written
 from slides.geojson import mask_to_geojson
-from slides.h5 import Layout, write_coords
+from slides.h5 import Layout, coords_file, write_coords
 from slides.index import write_index
 from slides.open import open_slide
 from slides.overlay import draw
@@ -152,7 +153,7 @@ def _extract(
             status[int(number)] = STATUS.index(word)
         reasons += block["broken"]
     if "coords" in output.save:
-        write_coords(output.path / "patches" / f"{entry.slide}.h5", plan, status, output.layout)
+        write_coords(coords_file(output.path, request, output.layout, entry.slide), plan, status, output.layout)
     if "arrays" in output.save:
         ArraySaver(output.path / "arrays", state).finish(plan, status, output.layout)
     names = [block["shard"] for block in blocks for _ in range(block["patches"])] if "shards" in output.save else None

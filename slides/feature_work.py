@@ -88,7 +88,8 @@ class SlideWork:
 
     @property
     def target(self) -> Path:
-        return self.folder / f"{self.entry.slide}.{self.output.format}"
+        below = "h5_files" if self.output.layout == "clam" and self.output.format == "h5" else ""
+        return self.folder / below / f"{self.entry.slide}.{self.output.format}"
 
     def open(self, request: Request) -> None:
         """Lock, open and plan it, take up what a killed run left; or learn why not, which `row` then says.

@@ -5,8 +5,9 @@ reading threads fill a bounded queue, and the caller's thread does nothing but t
 neither a slide's opening nor its end. Blocks of features are on disk as soon as they are made: a killed run goes on
 inside a slide.
 
-    OUT/features_ENCODER/ID.h5 (or .zarr)   `features` (n, d) float32 and `coords` (n, 2), TRIDENT's or CLAM's layout
-    OUT/features_ENCODER/index.parquet      a row a slide, with what the user's table says of it
+    OUT/20x_256px_0px_overlap/features_ENCODER/ID.h5 (or .zarr)   `features` (n, d) float32, `coords` (n, 2): TRIDENT's
+    OUT/features_ENCODER/h5_files/ID.h5                           the same as CLAM has it
+    …/features_ENCODER/index.parquet    a row a slide, with what the user's table says of it
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from slides.entry import Entry
 from slides.errors import SlideError
 from slides.feature_work import FeatureOutput, SlideWork, Told
 from slides.files import renamed
+from slides.h5 import place
 from slides.manifest import write_manifest
 from slides.progress import Meter
 from slides.request import Request, digest
@@ -82,7 +84,7 @@ def extract_features(
         SlideError: OUT holds features of other settings.
         OutputError: nothing more can be written.
     """
-    folder = output.path / f"features_{encoder.name}"
+    folder = place(output.path, request, output.layout) / f"features_{encoder.name}"
     mark = digest([request.fingerprint(), output.layout, output.format, encoder.name, output.coords])
     claim(folder, mark)
     meter = meter or Meter(len(entries))

@@ -18,6 +18,7 @@ from slides.errors import SlideError
 from slides.files import renamed
 from slides.patches import STATUS
 from slides.plan import Plan
+from slides.request import Request
 
 Layout = Literal["clam", "trident"]
 _ROWS = 256
@@ -59,10 +60,17 @@ def _magnification(mpp: float) -> int | float:
     return round(power) if abs(power - round(power)) < 0.05 * power else power
 
 
-def trident_folder(plan_size: int, mpp: float, overlap: int) -> str:
-    """TRIDENT's name of a folder of coordinates: `20x_256px_0px_overlap`."""
-    power = _magnification(mpp)
-    return f"{power if isinstance(power, int) else f'{power:.3g}'}x_{plan_size}px_{overlap}px_overlap"
+def place(folder: Path, request: Request, layout: Layout) -> Path:
+    """Below which the layout keeps coordinates and features: OUT, or TRIDENT's OUT/20x_256px_0px_overlap."""
+    if layout == "clam":
+        return folder
+    power = "native" if request.mpp is None else f"{_magnification(request.mpp):.3g}x"
+    return folder / f"{power}_{request.size}px_{request.overlap}px_overlap"
+
+
+def coords_file(folder: Path, request: Request, layout: Layout, slide: str) -> Path:
+    """CLAM's patches/SLIDE.h5 or TRIDENT's 20x_256px_0px_overlap/patches/SLIDE_patches.h5."""
+    return place(folder, request, layout) / "patches" / f"{slide}{'' if layout == 'clam' else '_patches'}.h5"
 
 
 def attributes(layout: Layout, plan: Plan, folder: str) -> dict[str, Any]:

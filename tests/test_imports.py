@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PARTS = {"losses", "heads", "models", "optim", "infer", "tasks", "callbacks", "curate", "phantoms"}
-VERBS = {"cli", "config", "train", "evaluate", "export", "demo"}
+VERBS = {"cli", "config", "train", "evaluate", "extract", "export", "demo"}
 MAY = {
     **{part: {"types"} for part in PARTS},
     "types": set(),
@@ -20,6 +20,7 @@ MAY = {
     "cli": {"config"},
     "train": {"config", "types"},
     "evaluate": {"config", "types", "evals"},
+    "extract": {"config", "types", "evaluate", "slides"},
     "export": {"config", "types", "evals", "models", "evaluate"},
     "demo": {"config", "types", "data"},
 }
