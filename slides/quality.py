@@ -135,19 +135,20 @@ def folds(image: np.ndarray, tissue: np.ndarray, contrast: float = 0.25) -> np.n
 def blur(image: np.ndarray, mpp: float, tissue: np.ndarray, window: float = 200.0, least: float = 0.5) -> np.ndarray:
     """Where tissue is out of focus by a Gaussian of two pixels of the overview or more.
 
-    What is sharp has about as much contrast in one octave as in the next (natural images' spectra fall as 1/f); blur
-    takes the finer first. Compared are the octaves around 1.2 and 2.4 pixels, for in the very finest JPEG's errors
-    outweigh what blur leaves; and those around 2.4 and 4.8, for much blur leaves nothing in the first. Unlike the size of the Laplacian, which HistoQC thresholds, the ratio does not depend on
-    how strongly a region is stained: on H&E at 1 to 46 mpp it was 0.65 and more for 95 % of sharp tissue, 0.45 and less
-    for 95 % of tissue blurred by three pixels. Where there is no detail at all, nothing is said. Less blur can only be
-    seen at full resolution: see `sharpness`.
+    What is sharp has about as much contrast in one octave as in the next (natural images' spectra fall as 1/f);
+    blur takes the finer first. Compared are the octaves around 1.2 and 2.4 pixels, for in the very finest JPEG's
+    errors outweigh what blur leaves; and those around 2.4 and 4.8, for much blur leaves nothing in the first.
+    Unlike the size of the Laplacian, which HistoQC thresholds, the ratio does not depend on how strongly a region
+    is stained: on H&E at 1 to 46 mpp the first was 0.65 and more for 95 % of sharp tissue, 0.45 and less for 95 %
+    of tissue blurred by three pixels. Where there is no detail at all, nothing is said. Less blur can only be seen
+    at full resolution: see `sharpness`.
 
     Args:
         image: uint8 RGB (h, w, 3) overview.
         mpp: of the overview.
         tissue: bool (h, w).
         window: side of the neighbourhood that is judged, in µm; at least 25 pixels.
-        least: ratio below which a region counts as blurred.
+        least: ratio of the first pair below which a region counts as blurred; of the second, 0.8 of it.
 
     Returns:
         bool (h, w), within the tissue.
@@ -161,7 +162,7 @@ def blur(image: np.ndarray, mpp: float, tissue: np.ndarray, window: float = 200.
         for finer, coarser in pairwise(smooth)
     )
     lost = (first < least * second) & (second > _DETAIL)
-    return tissue & (lost | (second < least * third) & (third > _DETAIL))
+    return tissue & (lost | (second < 0.8 * least * third) & (third > 2 * _DETAIL))
 
 
 def sharpness(patches: np.ndarray) -> np.ndarray:

@@ -41,6 +41,7 @@ def tissue_mask(
         method: `robust`; `hsv`, CLAM's saturation above 8 of 255; `otsu`, CLAM's with Otsu's threshold, which always
             splits an image in two, be there tissue or not.
         fill_holes_um2: smaller holes are filled: fat cells, small vessels and ducts. By default a circle of 0.16 mm.
+            `robust` closes gaps below 0.06 mm in any case.
         min_area_um2: smaller parts are dropped: dust. The default is little more than a patch of 256 pixels at 0.5 mpp.
         pen: leave out marker pen (`robust` only). Turn it off for stains that are blue or green by themselves.
 
