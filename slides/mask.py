@@ -32,7 +32,7 @@ class Mask:
         name: what it shows.
 
     Raises:
-        SlideError: the array is no bool image, or the downsample not above 0.
+        SlideError: the array is no bool image or empty, or the downsample not above 0.
     """
 
     array: np.ndarray
@@ -40,7 +40,7 @@ class Mask:
     name: str = "tissue"
 
     def __post_init__(self) -> None:
-        if self.array.ndim != 2 or self.array.dtype != np.bool_:
+        if self.array.ndim != 2 or self.array.dtype != np.bool_ or not self.array.size:
             raise SlideError(
                 f"mask {self.name!r} is {self.array.dtype} of shape {self.array.shape}: give a bool array (h, w)"
             )
@@ -82,7 +82,7 @@ class Mask:
         for axis in (0, 1):
             at = ((np.arange(shape[axis]) + 0.5) * (downsample / self.downsample)).astype(np.int64)
             # One row or column of False at the end stands for all that lies beyond.
-            padded = np.concatenate([inside, np.zeros_like(inside.take([0], axis) if inside.size else inside)], axis)
+            padded = np.concatenate([inside, np.zeros_like(inside.take([0], axis))], axis)
             inside = padded.take(np.minimum(at, inside.shape[axis]), axis)
         return replace(self, array=inside, downsample=downsample)
 
