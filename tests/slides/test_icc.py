@@ -24,8 +24,10 @@ SRGB_D50 = np.array([[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [
 D50 = (0.9642, 1.0, 0.8249)
 
 
-def matrix_profile(primaries: np.ndarray = SRGB_D50, gamma: float = 2.2, space: bytes = b"RGB ") -> bytes:
-    """A version 2 display profile of three primaries (columns of XYZ under D50) and one power curve."""
+def matrix_profile(
+    primaries: np.ndarray = SRGB_D50, gamma: float = 2.2, space: bytes = b"RGB ", white: tuple[float, ...] = D50
+) -> bytes:
+    """A version 2 scanner profile of three primaries (columns of XYZ under D50) and one power curve."""
 
     def xyz(values: object) -> bytes:
         fixed = [round(float(v) * 65536) for v in np.asarray(values)]
@@ -34,7 +36,7 @@ def matrix_profile(primaries: np.ndarray = SRGB_D50, gamma: float = 2.2, space: 
     curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
     text = b"text\0\0\0\0none\0\0\0\0"
     desc = b"desc\0\0\0\0" + struct.pack(">I", 5) + b"test\0" + bytes(4 + 4 + 2 + 1 + 67 + 2)
-    tags = {b"desc": desc, b"cprt": text, b"wtpt": xyz(D50)}
+    tags = {b"desc": desc, b"cprt": text, b"wtpt": xyz(white)}
     tags |= {name: xyz(primaries[:, k]) for k, name in enumerate((b"rXYZ", b"gXYZ", b"bXYZ"))}
     tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve)
     table, body = struct.pack(">I", len(tags)), b""
@@ -42,7 +44,7 @@ def matrix_profile(primaries: np.ndarray = SRGB_D50, gamma: float = 2.2, space: 
         data += bytes(-len(data) % 4)
         table += name + struct.pack(">II", 128 + 4 + 12 * len(tags) + len(body), len(data))
         body += data
-    header = struct.pack(">I4sI4s4s4s", 128 + len(table) + len(body), b"\0" * 4, 0x02100000, b"mntr", space, b"XYZ ")
+    header = struct.pack(">I4sI4s4s4s", 128 + len(table) + len(body), b"\0" * 4, 0x02100000, b"scnr", space, b"XYZ ")
     header += struct.pack(">6H", 2020, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + xyz(D50)[8:]
     return header.ljust(128, b"\0") + table + body
 
@@ -96,7 +98,10 @@ def test_wider_primaries_are_the_formula_within_srgb_and_cut_off_outside() -> No
 
 
 def test_white_stays_white_so_glass_does() -> None:
-    assert (Profile(matrix_profile(gamma=1.8)).to_srgb(np.full((4, 4, 3), 255, np.uint8)) == 255).all()
+    # Also where the profile says that its medium is yellowish, which only absolute colorimetry takes into account.
+    for white in (D50, (0.9, 0.95, 0.6)):
+        profile = Profile(matrix_profile(gamma=1.8, white=white))
+        assert (profile.to_srgb(np.full((4, 4, 3), 255, np.uint8)) == 255).all()
 
 
 def test_any_shape_and_view_and_the_input_stays() -> None:

@@ -45,6 +45,16 @@ def test_draws_are_the_generators_and_stay_in_range() -> None:
     assert (seen >= lowest - 1).all() and (seen.min(0) < lowest + 20).all()
 
 
+def test_factors_and_shifts_go_both_ways_evenly() -> None:
+    # Pure haematoxylin of 0.8: its concentration in the result is factor * 0.8 + shift, from -ln(I / 255) @ RUIFROK^-1.
+    light = np.rint(255 * np.exp(-0.8 * RUIFROK[:1])).astype(np.uint8)
+    rng = np.random.default_rng(0)
+    for jitter, lowest, highest in ((HedJitter(0.2, 0.0), 0.64, 0.96), (HedJitter(0.0, 0.1), 0.7, 0.9)):
+        seen = np.concatenate([jitter(light, rng) for _ in range(500)])
+        amount = (-np.log(seen / 255) @ np.linalg.inv(RUIFROK))[:, 0]
+        assert np.allclose([amount.min(), amount.mean(), amount.max()], [lowest, 0.8, highest], atol=0.03)
+
+
 @pytest.mark.parametrize(("scale", "shift"), [(-0.1, 0.0), (1.0, 0.0), (0.1, -1.0), (float("nan"), 0.0)])
 def test_settings_out_of_range_are_one_line(scale: float, shift: float) -> None:
     with pytest.raises(SlideError, match="jitter"):

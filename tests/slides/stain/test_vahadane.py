@@ -30,6 +30,16 @@ def test_known_vectors_and_amounts_are_found_among_glass(pair: str, glass: float
     assert np.allclose(stains.top, np.percentile(amounts, 99, axis=0), rtol=0.08)
 
 
+def test_tinted_glass_is_no_stain_once_it_is_measured() -> None:
+    glass = (250, 240, 190)
+    pixels, truth, _ = tissue("veta", white=glass)
+    method = Vahadane(sparsity=0.02, white=glass)
+    stains = method.estimate(pixels)
+    assert angles(stains.matrix, truth).max() < 2.0
+    moved = method.transfer(np.array([[glass]], np.uint8), stains, REFERENCE)
+    assert (moved == 240).all()  # the target's glass
+
+
 def test_what_is_left_of_the_error_is_the_penaltys() -> None:
     pixels, truth, _ = tissue("ruifrok")
     errors = [angles(Vahadane(sparsity=s).estimate(pixels).matrix, truth).max() for s in (0.2, 0.1, 0.05, 0.01)]
