@@ -103,7 +103,9 @@ def extract_slide(
     started = time.perf_counter()
     try:
         with alone(state / f"{entry.slide}.lock"):
+            sweep(output.path, entry.slide)
             if (row := finished(state, entry.slide, mark)) is not None:
+                _remove(state / entry.slide)  # killed between the row and this
                 progress(row["patches"], row["patches"])
                 return row
             row = _extract(entry, request, output, mark, threads, progress)
@@ -195,8 +197,6 @@ def _blocks(
     if not savers:
         progress(0, len(plan))
         return []
-    for folder in (output.path / "shards", state):
-        sweep(folder)
     notes = []
     for number, first in enumerate(range(0, len(plan), output.per_shard)):
         note_file = state / f"{number:05d}.json"

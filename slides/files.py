@@ -7,6 +7,7 @@ import fcntl
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 from slides.errors import SlideError
@@ -34,8 +35,13 @@ def written(what: Path) -> Iterator[None]:
         raise OutputError(f"cannot write {name} ({error.strerror or error}): {remedy}") from error
 
 
-def write_whole(path: Path, content: bytes | Iterable[bytes]) -> None:
+def write_whole(path: Path, content: bytes | Iterable[bytes], *, durable: bool = True) -> None:
     """Write beside, flush to disk, rename: a killed run leaves the old file or none, never half of the new.
+
+    Args:
+        path: of the file; its folder is made.
+        content: of it.
+        durable: wait for the disk, so that a power cut cannot undo it either.
 
     Raises:
         OutputError: it cannot be written; nothing is left of it.
@@ -46,8 +52,9 @@ def write_whole(path: Path, content: bytes | Iterable[bytes]) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             with part.open("wb") as file:
                 file.writelines([content] if isinstance(content, bytes) else content)
-                file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             part.replace(path)
         except BaseException:
             part.unlink(missing_ok=True)
@@ -96,9 +103,9 @@ def alone(lock: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed processes left half-written in a folder."""
-    for part in folder.glob(".*.part"):
+def sweep(folder: Path, name: str) -> None:
+    """Remove what killed processes left half-written of a slide, at any depth. Its lock is held by the caller."""
+    for part in folder.rglob(f".{escape(name)}[._-]*.part"):
         with suppress(ValueError, ProcessLookupError, PermissionError):
             os.kill(int(part.name.split(".")[-2]), 0)
             continue  # its process lives

@@ -107,6 +107,8 @@ class FileSaver:
 
     def begin(self, plan: Plan, number: int) -> None:
         self._bytes = 0
+        for part in (self.folder / plan.slide).glob(".*.part"):
+            part.unlink(missing_ok=True)
 
     def add(self, entry: Entry, plan: Plan, rows: np.ndarray, chunk: Chunk[Made]) -> None:
         assert chunk.value.files is not None
@@ -114,7 +116,7 @@ class FileSaver:
             plan.coords[rows].tolist(), chunk.status.tolist(), chunk.value.files, strict=True
         ):
             if status != CORRUPT:
-                write_whole(self.folder / entry.slide / f"{x}_{y}.{self.ending}", file)
+                write_whole(self.folder / entry.slide / f"{x}_{y}.{self.ending}", file, durable=False)
                 self._bytes += len(file)
 
     def end(self) -> tuple[str, int]:
