@@ -78,7 +78,7 @@ def _work(entry: Entry, progress: Any, *, request: Request, output: Output, thre
 
 
 def _check(cfg: DictConfig, save: tuple[str, ...], features: bool) -> None:
-    encoder = cfg.encoder.get("_target_")
+    encoder = cfg.encoder is not None
     if features and not encoder:
         raise UserError("save names features: say which model makes them, e.g. encoder=clip encoder.checkpoint=PATH")
     if encoder and not features:
