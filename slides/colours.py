@@ -18,12 +18,14 @@ from slides.reader import Slide
 from slides.request import Request
 from slides.stain.macenko import Macenko
 from slides.stain.normalise import Normaliser
+from slides.stain.od import WHITE
 from slides.stain.reinhard import Reinhard
 from slides.stain.vahadane import Vahadane
+from slides.tissue import tissue_mask
 
 _log = logging.getLogger(__name__)
 Change = Callable[[np.ndarray], np.ndarray]  # uint8 (..., 3) to the same
-_METHODS: dict[str, Callable[[], Any]] = {"macenko": Macenko, "reinhard": Reinhard, "vahadane": Vahadane}
+_METHODS: dict[str, Callable[..., Any]] = {"macenko": Macenko, "reinhard": Reinhard, "vahadane": Vahadane}
 
 
 def recolour(slide: Slide, request: Request) -> Change | None:
@@ -45,7 +47,8 @@ def recolour(slide: Slide, request: Request) -> Change | None:
         for step in steps:
             pixels = step(pixels)
         try:
-            steps.append(_normaliser(request.stain, request.stain_target).slide(pixels))
+            target = _target(request.stain, request.stain_target)
+            steps.append(Normaliser(_method(request.stain, pixels, request.tissue_mpp), target).slide(pixels))
         except SlideError as error:
             raise SlideError(f"{slide.path.name}: {error}") from None
     if not steps:
@@ -59,6 +62,13 @@ def recolour(slide: Slide, request: Request) -> Change | None:
     return change
 
 
+def _method(name: str, pixels: np.ndarray, mpp: float) -> Any:
+    """The method, told the colour of this slide's glass: on tinted glass a fixed white would be taken for stain."""
+    glass = pixels[~tissue_mask(pixels, mpp)]
+    white = tuple(float(v) for v in np.median(glass, axis=0)) if len(glass) > 0.01 * pixels[..., 0].size else WHITE
+    return _METHODS[name](white=white)
+
+
 @lru_cache(maxsize=4)
-def _normaliser(method: str, target: str) -> Normaliser[Any]:
-    return Normaliser.fit(_METHODS[method](), read_image(Path(target).expanduser())[0])
+def _target(method: str, path: str) -> Any:
+    return _METHODS[method]().estimate(read_image(Path(path).expanduser())[0])

@@ -31,11 +31,11 @@ from slides.colours import recolour
 from slides.entry import Entry
 from slides.errors import SlideError
 from slides.files import Busy, OutputError, alone, sweep, write_whole, written
-from slides.geojson import mask_to_geojson
+from slides.geojson import mask_to_geojson, write_geojson
 from slides.h5 import Layout, coords_file, write_coords
 from slides.index import write_index
 from slides.open import open_slide
-from slides.overlay import draw
+from slides.overlay import draw, save_jpeg
 from slides.overview import overview
 from slides.patches import CORRUPT, OK, STATUS, Chunk
 from slides.plan import Plan, Seen, make_plan
@@ -280,7 +280,7 @@ def _draw(slide: Slide, plan: Plan, seen: Seen, output: Output) -> None:
         colour = _COLOURS.get(mask.name, (120, 120, 120))
         part = mask_to_geojson(mask, name=mask.name.capitalize(), color=colour, simplify=mask.downsample / 2)
         features["features"] += part["features"]
-    write_whole(output.path / "masks" / f"{plan.slide}.geojson", orjson.dumps(features))
+    write_geojson(output.path / "masks" / f"{plan.slide}.geojson", features)
     shown = seen.overview
     if max(shown.image.shape) < _DRAWN:  # a small slide is drawn larger than tissue is looked for
         shown = overview(slide, max(slide.size) * slide.mpp / _DRAWN)
@@ -291,7 +291,7 @@ def _draw(slide: Slide, plan: Plan, seen: Seen, output: Output) -> None:
         side=plan.geometry.side,
         downsample=shown.downsample,
     )
-    write_whole(output.path / "overlays" / f"{plan.slide}.jpg", Encoding().encode(picture))
+    save_jpeg(output.path / "overlays" / f"{plan.slide}.jpg", picture)
 
 
 def _row(entry: Entry, plan: Plan, mark: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from shapely.geometry import mapping, shape
 from shapely.geometry.base import BaseGeometry
 
 from slides.errors import SlideError
+from slides.files import write_whole
 from slides.mask import Mask, areas
 
 _log = logging.getLogger(__name__)
@@ -115,15 +116,9 @@ def write_geojson(path: Path, collection: dict[str, Any]) -> None:
     """Write it whole or not at all.
 
     Raises:
-        SlideError: the disk refuses.
+        OutputError: the disk refuses.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(json.dumps(collection, separators=(",", ":")), encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise SlideError(f"{path}: cannot be written ({error.strerror})") from None
+    write_whole(path, json.dumps(collection, separators=(",", ":")).encode())
 
 
 def read_geojson(path: Path, max_bytes: int = 256_000_000) -> list[tuple[BaseGeometry, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from slides.errors import SlideError
+from slides.files import write_whole
 
 _SHIFT = 4  # cv2 draws at 1/16 pixel
 
@@ -97,13 +96,6 @@ def save_jpeg(path: Path, image: np.ndarray, quality: int = 90) -> None:
     """Write uint8 RGB (h, w, 3) as a JPEG, whole or not at all.
 
     Raises:
-        SlideError: the disk refuses.
+        OutputError: the disk refuses.
     """
-    data = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality, "RGB", "444")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise SlideError(f"{path}: cannot be written ({error.strerror})") from None
+    write_whole(path, simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality, "RGB", "444"))
