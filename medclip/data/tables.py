@@ -29,9 +29,9 @@ from medclip.data.shards import parse_json
 from medclip.types import UserError
 
 _IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_path", "file_name", "filename", "path", "name", "ID")
-_CAPTION_COLUMNS = ("caption", "Caption", "text", "captions", "title")
+CAPTION_COLUMNS = ("caption", "Caption", "text", "captions", "title")
 _KEY_COLUMNS = ("key", "id", "ID", "uid")
-_TEXT_COLUMNS = (*_IMAGE_COLUMNS, *_CAPTION_COLUMNS, *_KEY_COLUMNS)  # names, even where they look like numbers
+_TEXT_COLUMNS = (*_IMAGE_COLUMNS, *CAPTION_COLUMNS, *_KEY_COLUMNS)  # names, even where they look like numbers
 _LOOK = 100  # rows looked at for their columns
 Problems = list[tuple[str, str, str]]
 
@@ -139,13 +139,13 @@ def open_table(
     problems: Problems = []
     kept: list[bytes] = []
     keys: list[str] = []
-    rows = _rows(Path(path).expanduser(), header, {*_TEXT_COLUMNS, *columns.values()})
+    rows = table_rows(Path(path).expanduser(), header, {*_TEXT_COLUMNS, *columns.values()})
     first = list(islice(rows, _LOOK))
     if not (there := _columns(first)):
         raise UserError(f"source {name}: table {path} has no usable row: check that it is not empty")
     image = _column(name, there, columns.get("image"), _IMAGE_COLUMNS, "image")
     key = _column(name, there, columns.get("key"), _KEY_COLUMNS)
-    text = _column(name, there, columns.get("text"), _CAPTION_COLUMNS, "text" if caption.needs_text else None)
+    text = _column(name, there, columns.get("text"), CAPTION_COLUMNS, "text" if caption.needs_text else None)
     for number, raw in enumerate(chain(first, rows), 1):
         try:
             row = parse_json(raw)
@@ -190,7 +190,7 @@ def _column(
     return found
 
 
-def _rows(path: Path, header: Sequence[str] | None, texts: set[str]) -> Iterator[bytes]:
+def table_rows(path: Path, header: Sequence[str] | None, texts: set[str]) -> Iterator[bytes]:
     """Each row as JSON text; the columns `texts` of a CSV stay as they are written."""
     try:
         match path.suffix.lower():
