@@ -138,7 +138,6 @@ def _extract(
 ) -> dict[str, Any]:
     state = output.path / "state" / entry.slide
     with open_slide(entry.path, mpp=entry.mpp, exact=request.exact) as slide:
-        change = recolour(slide, request)
         plan = Plan.load(state / "plan.npz")
         if plan is None or plan.settings != request.fingerprint():
             _remove(state)
@@ -146,6 +145,7 @@ def _extract(
             if output.drawings:
                 _draw(slide, plan, seen, output)
             plan.save(state / "plan.npz")
+        change = recolour(slide, request, plan)
         progress(len(plan), 0)
         blocks = _blocks(entry, plan, slide, request, output, mark, threads, change, progress)
     status = np.zeros(len(plan), np.uint8)

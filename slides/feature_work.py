@@ -102,8 +102,7 @@ class SlideWork:
             if self._is_finished():
                 return
             self.slide = self.held.enter_context(open_slide(self.entry.path, mpp=self.entry.mpp, exact=request.exact))
-            self.change = recolour(self.slide, request)
-            self._take_up(request)
+            self.change = recolour(self.slide, request, self._take_up(self.slide, request))
         except OutputError:
             raise
         except Busy as error:
@@ -128,14 +127,14 @@ class SlideWork:
         self.row = row
         return True
 
-    def _take_up(self, request: Request) -> None:
-        assert self.slide is not None
+    def _take_up(self, slide: Slide, request: Request) -> Plan:
+        """The plan, and what a killed run has left of it."""
         if self.output.coords is not None:
-            plan = self._given(self.slide, request, Path(self.output.coords).expanduser())
+            plan = self._given(slide, request, Path(self.output.coords).expanduser())
         else:
             plan = Plan.load(self.state / "plan.npz")
             if plan is None or plan.settings != request.fingerprint():
-                plan, _ = make_plan(self.slide, self.entry.slide, request)
+                plan, _ = make_plan(slide, self.entry.slide, request)
                 plan.save(self.state / "plan.npz")
         self.plan = plan
         self.status = np.zeros(len(plan), np.uint8)
@@ -149,6 +148,7 @@ class SlideWork:
             self.status[self.done : self.done + len(status)] = status
             self.done += len(status)
             self.blocks.append(features)
+        return plan
 
     def _given(self, slide: Slide, request: Request, root: Path) -> Plan:
         for name in (f"{self.entry.slide}.h5", f"{self.entry.slide}_patches.h5"):
