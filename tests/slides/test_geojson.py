@@ -97,11 +97,9 @@ def test_exteriors_run_as_rfc_7946_has_it() -> None:
     assert exterior.is_ccw and not hole.is_ccw
 
 
-def test_writing_into_nowhere_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(SlideError, match="absent"):
-        write_geojson(tmp_path / "absent" / "a.geojson", {})
+def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "taken.geojson").mkdir()
-    with pytest.raises(SlideError, match=r"taken\.geojson: cannot be written"):
+    with pytest.raises(SlideError, match=r"cannot write .*taken\.geojson"):
         write_geojson(tmp_path / "taken.geojson", {})
     assert [entry.name for entry in tmp_path.iterdir()] == ["taken.geojson"]
 

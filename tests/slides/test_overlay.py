@@ -103,8 +103,6 @@ def test_jpeg_is_whole_or_not_there(tmp_path: Path) -> None:
     again = np.asarray(Image.open(tmp_path / "a b é.jpg").convert("RGB"))
     assert np.abs(again.astype(int) - out).mean() < 1
     (tmp_path / "taken.jpg").mkdir()
-    with pytest.raises(SlideError, match=r"taken\.jpg: cannot be written"):
+    with pytest.raises(SlideError, match=r"cannot write .*taken\.jpg"):
         save_jpeg(tmp_path / "taken.jpg", out)
-    with pytest.raises(SlideError, match="absent"):
-        save_jpeg(tmp_path / "absent" / "x.jpg", out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a b é.jpg", "taken.jpg"]
