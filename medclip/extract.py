@@ -112,14 +112,14 @@ def _features(cfg: DictConfig, request: Request, entries: list[Entry], folder: P
     write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg).encode())
     threads = cfg.threads or split_cores(1)[1]
     report = extract_features(
-        entries, request, output, encoder, threads=threads, written_one=_write_pt if cfg.layout == "clam" else None
+        entries, request, output, encoder, threads=threads, written_one=write_pt if cfg.layout == "clam" else None
     )
     _tell(report.rows, folder)
     Console().print(f"the model waited for patches {report.waiting:.1%} of the time", highlight=False)
     return report.rows
 
 
-def _write_pt(plan: Plan, path: Path, features: np.ndarray) -> None:
+def write_pt(plan: Plan, path: Path, features: np.ndarray) -> None:
     """CLAM trains on pt_files/SLIDE.pt, a tensor (n, d)."""
     raw = io.BytesIO()
     torch.save(torch.from_numpy(features), raw)
