@@ -46,7 +46,7 @@ def test_commands_compose(words: list[str]) -> None:
 
 
 def test_the_real_commands_are_there() -> None:
-    assert {words[1] for words in MEDCLIP} == {"train", "evaluate", "export"}
+    assert {words[1] for words in MEDCLIP} == {"train", "evaluate", "export", "extract"}
     assert any("pretrained=runs/" in word for words in MEDCLIP for word in words)
 
 
