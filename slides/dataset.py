@@ -44,7 +44,7 @@ class _Opened:
     process: int = field(default_factory=os.getpid)
     lock: threading.Lock = field(default_factory=threading.Lock)
     slides: OrderedDict[int, _Held] = field(default_factory=OrderedDict)
-    changes: dict[int, Change | None] = field(default_factory=dict)  # small, and a stain's takes an overview to find
+    changes: dict[int, Change | None] = field(default_factory=dict)  # small, but a stain takes a while to estimate
 
 
 class Handles:
@@ -53,22 +53,22 @@ class Handles:
     Copies in other processes, forked or pickled, open their own. Safe to use from several threads.
 
     Args:
-        entries: by number.
+        slides: by number, each with the plan of its patches.
         request: whether reading is exact, and what is done to colours.
         limit: slides open at a time, those in use not counted.
     """
 
-    def __init__(self, entries: Sequence[Entry], request: Request, limit: int = 8) -> None:
+    def __init__(self, slides: Sequence[tuple[Entry, Plan]], request: Request, limit: int = 8) -> None:
         if limit < 1:
             raise SlideError(f"handles is {limit}: choose at least 1")
-        self.entries, self.request, self.limit = tuple(entries), request, limit
+        self.slides, self.request, self.limit = tuple(slides), request, limit
         self._opened = _Opened()
         self._inherited: _Opened | None = None
 
-    def __getstate__(self) -> tuple[tuple[Entry, ...], Request, int]:
-        return self.entries, self.request, self.limit
+    def __getstate__(self) -> tuple[tuple[tuple[Entry, Plan], ...], Request, int]:
+        return self.slides, self.request, self.limit
 
-    def __setstate__(self, state: tuple[tuple[Entry, ...], Request, int]) -> None:
+    def __setstate__(self, state: tuple[tuple[tuple[Entry, Plan], ...], Request, int]) -> None:
         self.__init__(*state)
 
     @contextmanager
@@ -94,11 +94,11 @@ class Handles:
                 self._close_some(mine)
 
     def _open(self, mine: _Opened, number: int) -> _Held:
-        entry = self.entries[number]
+        entry, plan = self.slides[number]
         slide = open_slide(entry.path, mpp=entry.mpp, exact=self.request.exact)
         if number not in mine.changes:
             try:
-                mine.changes[number] = recolour(slide, self.request)
+                mine.changes[number] = recolour(slide, self.request, plan)
             except BaseException:
                 slide.close()
                 raise
@@ -152,7 +152,7 @@ class SlidePatches:
         self.plans = [plan for _, plan in pairs]
         self.starts = np.cumsum([0, *(len(plan) for plan in self.plans)])
         self.corrupt, self.threads = corrupt, threads
-        self.handles = Handles([entry for entry, _ in pairs], request or Request(), handles)
+        self.handles = Handles(pairs, request or Request(), handles)
 
     @classmethod
     def of(cls, slides: Iterable[Entry | str | Path], request: Request, **options: Any) -> SlidePatches:

@@ -5,8 +5,10 @@
       - {table: pairs.jsonl, split: {by: case, part: train}}
       - {folder: images/, caption: false}
       - {phantoms: {kind: xray, samples: 1000}}
+      - {slides: {cohort: "slides/*.svs", size: 256, mpp: 0.5}, caption: label}
+      - {slides: {table: pathgen.jsonl, root: slides/, size: 336, mpp: 0.5}}
 
-Keys of one: exactly one of `urls` (shards), `table`, `folder` or `phantoms`; and, all optional,
+Keys of one: exactly one of `urls` (shards), `table`, `folder`, `phantoms` or `slides`; and, all optional,
 
 | key | meaning |
 |---|---|
@@ -18,11 +20,21 @@ Keys of one: exactly one of `urls` (shards), `table`, `folder` or `phantoms`; an
 | `keep` | keep-list: .parquet (column `key`), .npy or .txt |
 | `image_root`, `columns`, `header`, `suffix` | tables only, see `tables.open_table` |
 
+Keys of `slides` (see `slides`): `cohort` (a folder, patterns or a CSV of slides), or `table` and `root`; and, optional,
+
+| key | meaning |
+|---|---|
+| `size`, `mpp` | pixels of a patch (256) and µm each (0.5; null: each slide's own) |
+| `coverage`, `overlap`, `tissue`, `masks`, … | cohorts only: any key of `slides.request.Request` |
+| `side` | tables only: level-0 pixels of a patch, whatever they measure, in place of `mpp` (PathGen: 672) |
+| `exact`, `icc`, `stain`, `stain_target` | how pixels are decoded and recoloured |
+| `slide_mpp` | of slides whose files and CSV do not say |
+
 How bytes are read is one mapping for all sources, `data.storage`; every key is optional:
 
 | key | meaning |
 |---|---|
-| `index` | folder of tar indexes and filter answers (`~/.cache/medclip/index`) |
+| `index` | folder of tar indexes, filter answers and slides' plans (`~/.cache/medclip/index`) |
 | `cache` | disk cache of remote shards: false, its folder, or `{folder, max_gb: 20, block_mb: 4}` |
 | `tries`, `backoff`, `timeout` | attempts at a remote read (8), seconds of the first wait (0.25), of silence (30) |
 """
@@ -45,6 +57,7 @@ from medclip.data.http import public
 from medclip.data.raw import RawSample, Source
 from medclip.data.selection import apply_filter, apply_keep, apply_split
 from medclip.data.shards import ShardSource
+from medclip.data.slides import open_slides
 from medclip.data.storage import Storage, expand, is_local, local_path
 from medclip.data.tables import open_table
 from medclip.types import UserError
@@ -52,7 +65,7 @@ from medclip.types import UserError
 __all__ = ["RawSample", "Source", "open_sources", "open_storage"]
 
 _log = logging.getLogger(__name__)
-_KINDS = ("urls", "table", "folder", "phantoms")
+_KINDS = ("urls", "table", "folder", "phantoms", "slides")
 _OF_TABLES = ("image_root", "columns", "header", "suffix")
 _KEYS = (*_KINDS, "name", "weight", "caption", "filter", "split", "keep", *_OF_TABLES)
 
@@ -139,7 +152,7 @@ def _open(
         )
     kind = kinds[0]
     target = config[kind]
-    name = str(config.get("name") or (kind if kind == "phantoms" else _name(target)))
+    name = str(config.get("name") or (kind if kind in ("phantoms", "slides") else _name(target)))
     if kind != "table" and (unfit := [key for key in _OF_TABLES if config.get(key) is not None]):
         raise UserError(f"source {name}: {', '.join(unfit)} belongs to tables, this one has {kind}")
     try:
@@ -157,8 +170,10 @@ def _open(
         source = open_table(name, str(target), caption, weight, **options)
     elif kind == "folder":
         source = open_folder(name, str(target), caption, weight)
-    else:
+    elif kind == "phantoms":
         source = open_phantoms(name, target, caption, weight)
+    else:
+        source = open_slides(name, target, caption, weight, folder=folder)
     if opened is not None:
         opened(source)
     if config.get("filter"):

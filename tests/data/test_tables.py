@@ -274,7 +274,7 @@ def test_parquet_with_image_bytes_gets_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({}, "exactly one of urls, table, folder, phantoms; this one has none"),
+        ({}, "exactly one of urls, table, folder, phantoms, slides; this one has none"),
         ({"table": "a", "folder": "b"}, "table and folder"),
         ({"folder": "a", "wieght": 2}, "unknown keys.*wieght"),
         ({"folder": "a", "suffix": ".jpg"}, "suffix belongs to tables"),

@@ -87,7 +87,9 @@ def test_torch_loads_it(paths: list[Path], workers: int, method: str | None) -> 
 
 
 def test_handles_are_few_and_stay_open_while_used(paths: list[Path]) -> None:
-    handles = Handles([Entry(path.stem, str(path)) for path in paths], Request(), limit=1)
+    plans = SlidePatches.of(paths, WHOLE).plans
+    slides = [(Entry(path.stem, str(path)), plan) for path, plan in zip(paths, plans, strict=True)]
+    handles = Handles(slides, WHOLE, limit=1)
     with handles.lent(0) as (first, _):
         with handles.lent(1) as (second, _), handles.lent(0) as (again, _):
             assert again is first and second is not first
@@ -100,7 +102,8 @@ def test_handles_are_few_and_stay_open_while_used(paths: list[Path]) -> None:
     with handles.lent(0) as (opened, _):
         assert opened is not first
     copy = pickle.loads(pickle.dumps(handles))
-    assert (copy.entries, copy.limit, len(copy._opened.slides)) == (handles.entries, 1, 0)
+    assert ([entry for entry, _ in copy.slides], copy.limit) == ([entry for entry, _ in slides], 1)
+    assert not copy._opened.slides
     handles.close()
     assert not handles._opened.slides
 
