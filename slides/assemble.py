@@ -37,6 +37,8 @@ def paste(
     right = min(left + out.shape[1], -(-level.width // reduce))
     bottom = min(top + out.shape[0], -(-level.height // reduce))
     whole = True
+    if right <= max(left, 0) or bottom <= max(top, 0):
+        return whole  # beside the slide, though perhaps on the padding of its last tiles
     for row in range(max(top, 0) // high, -(-bottom // high)):
         y0, y1 = max(row * high, top), min(row * high + high, bottom)
         for column in range(max(left, 0) // wide, -(-right // wide)):
