@@ -16,7 +16,7 @@ _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 _APP14 = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"  # and one byte: 0 RGB, 1 YCbCr
 # In entropy-coded data a 0xff is followed by 0 (stuffing), a restart marker, or padding.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-_HARMLESS = ("extraneous bytes", "Invalid SOS parameters")  # libjpeg's warnings that leave every pixel in place
+_SOS, _ALL_COEFFICIENTS = 0xDA, b"\0\x3f\0"  # what a scan of a baseline JPEG must say that it holds
 
 
 class BrokenJpeg(ValueError):
@@ -48,7 +48,7 @@ def standalone(tile: bytes, head: bytes) -> bytes:
             raise BrokenJpeg("ends early")
     begin = 2
     # Segments of its own that speak of colour would contradict ours (JFIF means YCbCr).
-    while tile[begin] == 0xFF and 0xE0 <= tile[begin + 1] <= 0xEF and begin + 4 <= len(tile):
+    while begin + 4 <= len(tile) and tile[begin] == 0xFF and 0xE0 <= tile[begin + 1] <= 0xEF:
         begin += 2 + int.from_bytes(tile[begin + 2 : begin + 4], "big")
     return head + tile[begin:]
 
@@ -59,10 +59,37 @@ def check_whole(file: bytes) -> None:
     Raises:
         BrokenJpeg: there is one, or there are no pixels.
     """
-    start = file.find(b"\xff\xda")
-    inside = _MARKER.search(file, start + 2) if start >= 0 else None
+    inside = _MARKER.search(file, _scan(file))
     if inside is None or inside.start() != len(file) - 2:
         raise BrokenJpeg("its compressed data is broken")
+
+
+def _scan(file: bytes) -> int:
+    """Where the compressed pixels begin, behind the first scan's header.
+
+    Raises:
+        BrokenJpeg: there are none.
+    """
+    at = 2
+    while at + 4 <= len(file) and file[at] == 0xFF:
+        end = at + 2 + int.from_bytes(file[at + 2 : at + 4], "big")
+        if file[at + 1] == _SOS and end < len(file):
+            return end
+        at = end
+    raise BrokenJpeg("its header is broken")
+
+
+def size(file: bytes) -> tuple[int, int]:
+    """(width, height) as its header says.
+
+    Raises:
+        BrokenJpeg: libjpeg cannot make sense of the header.
+    """
+    try:
+        height, width = simplejpeg.decode_jpeg_header(file)[:2]
+    except ValueError as error:
+        raise BrokenJpeg(str(error)) from None
+    return int(width), int(height)
 
 
 def decode(file: bytes, width: int, height: int, reduce: int) -> np.ndarray:
@@ -71,16 +98,33 @@ def decode(file: bytes, width: int, height: int, reduce: int) -> np.ndarray:
     Raises:
         BrokenJpeg: libjpeg had to guess, or the stream has another size.
     """
+    if (held := size(file)) != (width, height):  # asked first: 65,535 x 65,535 pixels can stand in a few bytes
+        raise BrokenJpeg(f"holds {held[0]} x {held[1]} pixels, its tile {width} x {height}")
     try:
         pixels = simplejpeg.decode_jpeg(file, "RGB", min_height=height // reduce, min_width=width // reduce)
     except ValueError as error:
-        if not any(harmless in str(error) for harmless in _HARMLESS):
-            raise BrokenJpeg(str(error)) from None
-        pixels = simplejpeg.decode_jpeg(
-            file, "RGB", min_height=height // reduce, min_width=width // reduce, strict=False
-        )
+        return decode(_mended(file, str(error)), width, height, reduce)
     if pixels.shape[:2] != (height // reduce, width // reduce):
-        raise BrokenJpeg(
-            f"holds {pixels.shape[1]} x {pixels.shape[0]} pixels at 1/{reduce}, its tile {width} x {height}"
-        )
+        raise BrokenJpeg(f"gives {pixels.shape[1]} x {pixels.shape[0]} pixels at 1/{reduce} of {width} x {height}")
     return pixels
+
+
+def _mended(file: bytes, warning: str) -> bytes:
+    """The file without what libjpeg warns of, where that leaves every pixel in place.
+
+    libjpeg tells only its first warning, so a harmless one is not passed over but mended, and the file read again.
+    Bytes left over at the end are harmless where they are zeros; others mean that decoding lost its way.
+
+    Raises:
+        BrokenJpeg: it does harm.
+    """
+    left_over = re.search(r"(\d+) extraneous bytes before marker 0xd9", warning)
+    if left_over is not None:
+        end = len(file) - 2 - int(left_over[1])
+        if not file[end:-2].strip(b"\0"):
+            return file[:end] + _EOI
+    if "Invalid SOS parameters" in warning:
+        start = _scan(file)
+        if file[start - 3 : start] != _ALL_COEFFICIENTS:
+            return file[: start - 3] + _ALL_COEFFICIENTS + file[start:]
+    raise BrokenJpeg(warning)

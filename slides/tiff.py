@@ -24,9 +24,9 @@ from slides.errors import SlideError, TileError
 from slides.reader import Level
 
 _JPEG = 7
-_JPEG2000 = (33005, 34712)  # RGB. Aperio's 33003 (YCbCr) is left to openslide
+JPEG2000 = (33005, 34712)  # RGB. Aperio's 33003 (YCbCr) is left to openslide
 _LOSSLESS = (1, 5, 8, 32946, 32773, 34925, 50000)  # none, LZW, deflate, packbits, LZMA, zstd
-_MAX_TILE = 1 << 26  # bytes of a stored tile; no scanner comes near
+MAX_TILE = 1 << 26  # bytes of a stored tile, and pixels of one; no scanner comes near
 
 
 class UnfitTiff(Exception):
@@ -56,7 +56,7 @@ class Plane:
     @property
     def scalable(self) -> bool:
         """Whether a tile at reduced scale costs less than the whole one."""
-        return self.codec == _JPEG or self.codec in _JPEG2000
+        return self.codec == _JPEG or self.codec in JPEG2000
 
 
 def plane(page: tifffile.TiffPage, downsample: float) -> Plane:
@@ -64,31 +64,38 @@ def plane(page: tifffile.TiffPage, downsample: float) -> Plane:
 
     Raises:
         UnfitTiff: it is stored in a way that is not read here.
+        SlideError: its header makes no sense, to whoever reads it.
     """
     samples, bits = page.samplesperpixel, page.bitspersample
     if not page.is_tiled or page.imagedepth != 1 or page.tiledepth != 1:
         raise UnfitTiff("it has no tiles")
+    columns, rows = -(-page.imagewidth // page.tilewidth), -(-page.imagelength // page.tilelength)
+    planes = samples if page.planarconfig == 2 else 1
+    if page.tilewidth * page.tilelength > MAX_TILE or len(page.dataoffsets) != columns * rows * planes:
+        raise SlideError(
+            f"{page.parent.filename}: its header is broken: {len(page.dataoffsets)} tiles of {page.tilewidth} x "
+            f"{page.tilelength} for {page.imagewidth} x {page.imagelength} pixels: copy or export it again"
+        )
     if bits != 8 or page.sampleformat not in (1, None):
         raise UnfitTiff(f"its samples have {bits} bits")
     if page.planarconfig != 1 and samples > 1:
         raise UnfitTiff("its colours are stored apart")
-    if page.photometric not in (1, 2, 6) or samples not in (1, 3, 4):
+    if (int(page.photometric), samples) not in ((1, 1), (2, 3), (2, 4), (6, 3)):
         raise UnfitTiff(f"its {samples} channels are {page.photometric!r}")
     codec = int(page.compression)
-    if codec != _JPEG and codec not in _JPEG2000 and codec not in _LOSSLESS:
+    if codec != _JPEG and codec not in JPEG2000 and codec not in _LOSSLESS:
         raise UnfitTiff(f"its compression is {page.compression!r}")
-    if codec == _JPEG and (samples == 4 or page.photometric not in (1, 2, 6)):
+    if codec == _JPEG and samples == 4:
         raise UnfitTiff(f"its JPEG tiles have {samples} channels")
-    if codec in _JPEG2000 and samples != 3:
+    if codec in JPEG2000 and samples != 3:
         raise UnfitTiff(f"its JPEG 2000 tiles have {samples} channels")
-    if codec not in (_JPEG, *_JPEG2000) and page.photometric == 6:
+    if codec not in (_JPEG, *JPEG2000) and page.photometric == 6:
         raise UnfitTiff("its YCbCr samples are not JPEG")
-    columns, rows = -(-page.imagewidth // page.tilewidth), -(-page.imagelength // page.tilelength)
     try:
         offsets = np.array(page.dataoffsets, np.int64).reshape(rows, columns)
         counts = np.array(page.databytecounts, np.int64).reshape(rows, columns)
-    except ValueError:
-        raise UnfitTiff(f"it lists {len(page.dataoffsets)} tiles where {columns} x {rows} are needed") from None
+    except (ValueError, OverflowError):
+        raise UnfitTiff(f"it counts the bytes of {len(page.databytecounts)} of {columns} x {rows} tiles") from None
     tables = page.jpegtables or b""
     level = Level(page.imagewidth, page.imagelength, downsample, (page.tilewidth, page.tilelength))
     head = jpeg.prefix(tables, rgb=page.photometric == 2) if samples == 3 else tables[:-2] or b"\xff\xd8"
@@ -101,12 +108,12 @@ def plane(page: tifffile.TiffPage, downsample: float) -> Plane:
         segment = decode(data, number)[0]
         if segment is None:
             raise ValueError("no pixels")
-        return _on_white(np.asarray(segment).reshape(-1, *np.shape(segment)[-2:]), int(alpha), shape)
+        return samples_on_white(np.asarray(segment).reshape(-1, *np.shape(segment)[-2:]), int(alpha), shape)
 
     return Plane(level, offsets, counts, codec, head, rgb)
 
 
-def _on_white(pixels: np.ndarray, alpha: int, shape: tuple[int, int]) -> np.ndarray:
+def samples_on_white(pixels: np.ndarray, alpha: int, shape: tuple[int, int]) -> np.ndarray:
     """uint8 (h, w, 1 | 3 | 4) to RGB over white; border tiles are filled up to `shape`.
 
     `alpha` is TIFF's ExtraSamples: 1 for colours that are multiplied by it already, 2 for those that are not.
@@ -167,7 +174,7 @@ class TiffSlide:
         try:
             if one.codec == _JPEG:
                 return jpeg.decode(jpeg.standalone(stored, one.head), width, height, reduce)
-            if one.codec in _JPEG2000:
+            if one.codec in JPEG2000:
                 return _jpeg2000(stored, width, height, reduce)
             pixels = one.rgb(stored, row * one.offsets.shape[1] + column)
         except Exception as error:  # decoders raise anything
@@ -186,6 +193,8 @@ class TiffSlide:
         try:
             file = jpeg.standalone(stored, one.head)
             jpeg.check_whole(file)
+            if (held := jpeg.size(file)) != one.level.tile:
+                raise jpeg.BrokenJpeg(f"holds {held[0]} x {held[1]} pixels")
         except jpeg.BrokenJpeg as error:
             raise self._broken(level, column, row, str(error)) from None
         return file
@@ -195,7 +204,7 @@ class TiffSlide:
         offset, count = int(one.offsets[row, column]), int(one.counts[row, column])
         if offset == 0 or count == 0:
             return None
-        if offset < 0 or not 0 < count <= _MAX_TILE:
+        if offset < 0 or not 0 < count <= MAX_TILE:
             raise self._broken(level, column, row, f"{count} bytes at {offset} make no sense")
         try:
             stored = os.pread(self._file, count, offset)
