@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +31,7 @@ class OpenSlideSlide:
             for width, height in handle.level_dimensions
         )
         self.mpp, self.mpp_source, self.icc = mpp, mpp_source, icc
-        self.properties: Mapping[str, str] = dict(handle.properties)
+        self.properties: Mapping[str, str] = properties_of(handle)
         self._own_downsamples: tuple[float, ...] = handle.level_downsamples
         self._handle = handle
         self._lock = threading.Lock()
@@ -40,22 +41,27 @@ class OpenSlideSlide:
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         handle, own = self._handle, self._own_downsamples[level]
+        place = (round(x * own), round(y * own))
         try:
-            region = handle.read_region((round(x * own), round(y * own)), level, (width, height))
-        except openslide.OpenSlideError as error:
-            self._open_again(handle)
-            raise TileError(f"{self.path.name}: level {level} at ({x}, {y}): {' '.join(str(error).split())}") from None
+            region = handle.read_region(place, level, (width, height))
+        except openslide.OpenSlideError:
+            # It may be another thread's error that the handle repeats: only a handle of one's own tells.
+            with self._lock, self._open_again() as own_handle:
+                if self._handle is handle:
+                    # Not closed: other threads may be reading from it. It goes when they let go of it.
+                    self._handle = self._open_again()
+                try:
+                    region = own_handle.read_region(place, level, (width, height))
+                except openslide.OpenSlideError as error:
+                    why = " ".join(str(error).split())
+                    raise TileError(f"{self.path.name}: level {level} at ({x}, {y}): {why}") from None
         return on_white(np.asarray(region))
 
-    def _open_again(self, broken: openslide.OpenSlide) -> None:
-        with self._lock:
-            if self._handle is not broken:
-                return  # another thread has
-            try:
-                self._handle = openslide.OpenSlide(self.path)
-            except (openslide.OpenSlideError, OSError) as error:
-                raise SlideError(f"{self.path}: cannot be opened again after an error ({error})") from None
-            # `broken` is not closed: other threads may be reading from it. It goes when they let go of it.
+    def _open_again(self) -> openslide.OpenSlide:
+        try:
+            return openslide.OpenSlide(self.path)
+        except (openslide.OpenSlideError, OSError) as error:
+            raise SlideError(f"{self.path}: cannot be opened again after an error ({error})") from None
 
     def read_tile(self, level: int, column: int, row: int, reduce: int = 1) -> np.ndarray | None:
         raise NotImplementedError("openslide does not hand out tiles")
@@ -71,6 +77,15 @@ class OpenSlideSlide:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def properties_of(handle: openslide.OpenSlide) -> dict[str, str]:
+    """What openslide tells of a slide. A name that is no UTF-8 has no value."""
+    found = {}
+    for name in handle.properties:
+        with contextlib.suppress(KeyError):
+            found[name] = handle.properties[name]
+    return found
 
 
 def on_white(rgba: np.ndarray) -> np.ndarray:
