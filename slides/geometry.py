@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from slides.errors import SlideError
@@ -10,6 +11,7 @@ from slides.reader import Slide
 
 # Finer pixels than the slide has are made up; a few per cent of that is resampling, more is a mistake.
 _MOST_UPSAMPLING = 1.25
+_MOST_READ = 16_384  # level pixels a side of one patch: 0.8 GB
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def geometry(
         raise SlideError(f"tolerance is {tolerance:g}: choose 0 to 0.25")
     if mpp is None:
         return Geometry(size, 0, size, 1, float(size), float(size - overlap), 1, slide.mpp, None)
-    if not mpp > 0:
+    if not 0 < mpp < math.inf:
         raise SlideError(f"mpp is {mpp:g}: choose a positive number of µm")
     level = best_level([one.downsample for one in slide.levels], mpp / slide.mpp * (1 + tolerance))
     downsample = slide.levels[level].downsample
@@ -83,6 +85,11 @@ def geometry(
         )
     if abs(scale - 1) <= tolerance:
         scale = 1.0
+    if size * scale > _MOST_READ:
+        raise SlideError(
+            f"{slide.path.name}: a patch of {size} pixels at mpp {mpp:g} is {size * scale:.0f} pixels of its coarsest "
+            f"level ({own:g} µm): ask for a finer mpp or fewer pixels"
+        )
     reduce = _reduce(slide, level, size, round(size * scale))
     read = max(reduce, reduce * round(size * scale / reduce))
     # A step of whole level pixels where a patch is: neighbours then touch, with no gap and no shared column.
