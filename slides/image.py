@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import tifffile
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from slides.assemble import blank
 from slides.errors import SlideError
 from slides.openslides import on_white
 from slides.reader import Level
+from slides.tiff import samples_on_white
 
 MAX_PIXELS = 400_000_000  # 1.2 GB in memory
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+_KINDS = ((0, 1), (1, 1), (2, 3), (2, 4))  # TIFF's photometric, samples a pixel
+_MEND = "convert it to 8-bit RGB"
 _DEEP = "its pixels have 16 bits; a slide has 8: convert it, scaled as its scanner's manual says"
 
 
@@ -73,33 +76,44 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, di
         SlideError: not an image, a broken or 16-bit one, or one over the pixel limit.
     """
     try:
-        data = path.read_bytes()
+        file = path.open("rb")
     except OSError as error:
         raise SlideError(f"{path}: cannot be read ({error.strerror})") from None
     try:
-        with warnings.catch_warnings():
+        with file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-                return _tiff(path, data, max_pixels)
-            return _other(path, data, max_pixels)
+            head = file.read(32)
+            file.seek(0)
+            if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+                return _tiff(path, file, max_pixels)
+            return _other(path, file, head, max_pixels)
     except SlideError:
         raise
+    except UnidentifiedImageError:
+        raise SlideError(f"{path}: no slide, and no image that can be read") from None
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise SlideError(f"{path}: {_large(f'more than {most} pixels', most)}") from None
     except Exception as error:  # decoders raise anything
         raise SlideError(f"{path}: no slide or image that can be read ({' '.join(str(error).split())[:150]})") from None
 
 
 def _check(path: Path, width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise SlideError(
-            f"{path}: {width} x {height} pixels without tiles is over the limit of {max_pixels}: "
-            "convert it to a tiled pyramid, e.g. `vips tiffsave in.png out.tif --tile --pyramid --compression jpeg`"
-        )
+        raise SlideError(f"{path}: {_large(f'{width} x {height} pixels', max_pixels)}")
 
 
-def _other(path: Path, data: bytes, max_pixels: int) -> tuple[np.ndarray, dict[str, str], bytes | None]:
-    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+def _large(pixels: str, most: int) -> str:
+    return (
+        f"{pixels} without tiles is over the limit of {most}: convert it to a tiled pyramid, "
+        "e.g. `vips tiffsave in.png out.tif --tile --pyramid --compression jpeg`"
+    )
+
+
+def _other(path: Path, file: BinaryIO, head: bytes, max_pixels: int) -> tuple[np.ndarray, dict[str, str], bytes | None]:
+    with Image.open(file, formats=_FORMATS) as image:
         _check(path, *image.size, max_pixels)
-        if image.mode.startswith(("I", "F")) or (image.format == "PNG" and data[24] == 16):
+        if image.mode.startswith(("I", "F")) or (image.format == "PNG" and head[24] == 16):
             raise SlideError(f"{path}: {_DEEP}")
         properties = {"openslide.vendor": f"{image.format}".lower()}
         # Dots an inch stand in most images for nothing; `mpp` refuses what is no scanner's.
@@ -112,25 +126,30 @@ def _other(path: Path, data: bytes, max_pixels: int) -> tuple[np.ndarray, dict[s
         return np.asarray(image.convert("RGB")), properties, profile
 
 
-def _tiff(path: Path, data: bytes, max_pixels: int) -> tuple[np.ndarray, dict[str, str], bytes | None]:
-    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+def _tiff(path: Path, file: BinaryIO, max_pixels: int) -> tuple[np.ndarray, dict[str, str], bytes | None]:
+    with tifffile.TiffFile(file, name=path.name) as tiff:
         page = tiff.pages.first
         if not isinstance(page, tifffile.TiffPage):
             raise SlideError(f"{path}: a TIFF without an image")
         _check(path, page.imagewidth, page.imagelength, max_pixels)
         if page.bitspersample > 8:
             raise SlideError(f"{path}: {_DEEP}")
+        kind = (int(page.photometric), page.samplesperpixel)
+        jpeg = page.compression in (6, 7)  # whose YCbCr tifffile converts
+        if page.dtype != np.uint8 or not (kind in _KINDS or (jpeg and kind == (6, 3))):
+            raise SlideError(f"{path}: a TIFF of {kind[1]} x {page.dtype}, {page.photometric!r}, is no slide: {_MEND}")
         pixels = page.asarray(maxworkers=1)
         if page.planarconfig == 2 and pixels.ndim == 3:
             pixels = np.moveaxis(pixels, 0, -1)
-        if page.photometric not in (0, 1, 2, 6) or pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
-            raise SlideError(f"{path}: a TIFF of {page.photometric!r}, {pixels.dtype} {pixels.shape} is no slide")
+        if pixels.ndim not in (2, 3):
+            raise SlideError(f"{path}: a TIFF of shape {pixels.shape} is no slide: {_MEND}")
         if page.photometric == 0:
             pixels = 255 - pixels
         if pixels.ndim == 2 or pixels.shape[2] == 1:
             pixels = np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
         if pixels.shape[2] == 4:
-            pixels = on_white(pixels)
+            alpha = int(page.extrasamples[0]) if page.extrasamples else 0
+            pixels = samples_on_white(pixels, alpha, pixels.shape[:2])
         return np.ascontiguousarray(pixels[..., :3]), tiff_properties(page), page.iccprofile
 
 

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import openslide
 import tifffile
+from PIL import ImageCms
 
 from slides.errors import SlideError
 from slides.image import ImageSlide, read_image, tiff_properties
 from slides.levels import exact_downsample
 from slides.mpp import resolve_mpp
 from slides.ome import ome_properties
-from slides.openslides import OpenSlideSlide
+from slides.openslides import OpenSlideSlide, properties_of
 from slides.reader import Slide
-from slides.tiff import Plane, TiffSlide, UnfitTiff, plane
+from slides.tiff import JPEG2000, MAX_TILE, Plane, TiffSlide, UnfitTiff, plane
 
 _log = logging.getLogger(__name__)
 # tifffile tells stderr of each oddity; what matters of them becomes an error of ours.
@@ -40,9 +41,9 @@ def open_slide(path: str | Path, *, mpp: float | None = None, exact: bool = Fals
         SlideError: it cannot be read, or its mpp is not known.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
-        raise SlideError(f"{path}: no such file")
     try:
+        if not path.is_file():
+            raise SlideError(f"{path}: {'is a folder, not a slide' if path.is_dir() else 'no such file'}")
         vendor = openslide.OpenSlide.detect_format(path)
     except OSError as error:
         raise SlideError(f"{path}: cannot be read ({error.strerror})") from None
@@ -56,38 +57,69 @@ def open_slide(path: str | Path, *, mpp: float | None = None, exact: bool = Fals
     except (openslide.OpenSlideError, OSError) as error:
         raise SlideError(f"{path}: openslide cannot open it ({' '.join(str(error).split())})") from None
     found = resolve_mpp(path.name, handle.properties, mpp)
-    profile = handle.color_profile
-    icc = profile.tobytes() if profile is not None else None
-    known = {"mpp": found.value, "mpp_source": found.source, "icc": icc}
+    known = {"mpp": found.value, "mpp_source": found.source, "icc": _icc(path, handle)}
     if vendor in _PLAIN:
+        _check_tiles(path, handle)
         try:
-            planes = _planes(path, handle.level_dimensions)
-            if not exact or not any(one.codec in (33005, 34712) for one in planes):
-                properties = dict(handle.properties)
-                handle.close()
-                return TiffSlide(path, planes, properties=properties, **known)
+            planes = _planes(path, handle.level_dimensions, exact)
+            properties = properties_of(handle)
+            handle.close()
+            return TiffSlide(path, planes, properties=properties, **known)
         except UnfitTiff as reason:
             _log.info("%s: read through openslide, since %s", path.name, reason)
     return OpenSlideSlide(path, handle, **known)
 
 
-def _planes(path: Path, sizes: tuple[tuple[int, int], ...]) -> list[Plane]:
+def _icc(path: Path, handle: openslide.OpenSlide) -> bytes | None:
+    try:
+        profile = handle.color_profile
+    except ImageCms.PyCMSError as error:
+        _log.warning("%s: its colour profile is broken (%s) and left out", path.name, error)
+        return None
+    return profile.tobytes() if profile is not None else None
+
+
+def _check_tiles(path: Path, handle: openslide.OpenSlide) -> None:
+    """openslide ends the whole process where a tile does not fit into memory: such a header must not get that far.
+
+    Raises:
+        SlideError: tiles are impossibly large.
+    """
+    for level in range(handle.level_count):
+        sides = [handle.properties.get(f"openslide.level[{level}].tile-{side}", "0") for side in ("width", "height")]
+        if int(sides[0]) * int(sides[1]) > MAX_TILE:
+            raise SlideError(f"{path}: its header is broken: tiles of {' x '.join(sides)} pixels: copy it again")
+
+
+def _planes(path: Path, sizes: tuple[tuple[int, int], ...], exact: bool) -> list[Plane]:
     """The tiled pages that hold openslide's levels.
+
+    What it leaves to openslide must not end the process either, see `_check_tiles`.
 
     Raises:
         UnfitTiff: a level is stored in another way.
+        SlideError: a level's header makes no sense.
     """
     try:
         with tifffile.TiffFile(path) as tiff:
             pages = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
             bysize = {(page.imagewidth, page.imagelength): page for page in reversed(pages)}
-            return [plane(bysize[size], exact_downsample(sizes[0], size)) for size in sizes]
-    except UnfitTiff:
+            most = max((count for page in pages for count in page.databytecounts), default=0)
+            try:
+                if exact and any(page.compression in JPEG2000 for page in pages):
+                    raise UnfitTiff("JPEG 2000 is decoded exactly")
+                return [plane(bysize[size], exact_downsample(sizes[0], size)) for size in sizes]
+            except (UnfitTiff, KeyError) as error:
+                if most > MAX_TILE:
+                    raise SlideError(f"{path}: its header is broken: a tile of {most} bytes: copy it again") from None
+                if isinstance(error, KeyError):
+                    raise UnfitTiff(f"no tiled page has {error.args[0]} pixels") from None
+                raise
+    except (UnfitTiff, SlideError):
         raise
-    except KeyError as error:
-        raise UnfitTiff(f"no tiled page has {error.args[0]} pixels") from None
-    except Exception as error:  # a header that only openslide understands
-        raise UnfitTiff(f"tifffile cannot read it ({error})") from None
+    except Exception as error:
+        why = " ".join(str(error).split())[:150]
+        raise SlideError(f"{path}: its header is broken ({why}): copy or export it again") from None
 
 
 def _ome(path: Path) -> Callable[[float | None], TiffSlide] | None:
@@ -104,7 +136,7 @@ def _ome(path: Path) -> Callable[[float | None], TiffSlide] | None:
             planes = [plane(one, exact_downsample(size0, (one.imagewidth, one.imagelength))) for one in levels]
             icc = page.iccprofile if isinstance(page, tifffile.TiffPage) else None
     except UnfitTiff as reason:
-        raise SlideError(f"{path}: an OME-TIFF that is no RGB slide of 8 bits, since {reason}") from None
+        raise SlideError(f"{path}: an OME-TIFF not read, since {reason}: convert it to tiled 8-bit RGB") from None
     except SlideError:
         raise
     except Exception:  # no TIFF, or a broken one: openslide or Pillow say what is wrong
@@ -140,5 +172,7 @@ def _tiled(path: Path) -> tuple[list[Plane], Mapping[str, str], bytes | None] | 
             return planes, tiff_properties(pages[0]), pages[0].iccprofile
     except UnfitTiff as reason:
         raise SlideError(f"{path}: a tiled TIFF that cannot be read, since {reason}: convert it to 8-bit RGB") from None
+    except SlideError:
+        raise
     except Exception:  # no TIFF
         return None
