@@ -37,7 +37,7 @@ def write_manifest(
     Args:
         folder: OUT.
         entries: of this run; slides that other runs wrote here come after them.
-        more: rows that are in no file: busy slides.
+        more: rows of this run that no file may hold, which go first: busy slides, processes that died.
 
     Returns:
         The rows of `entries`.
@@ -45,7 +45,8 @@ def write_manifest(
     done = done_rows(folder / "state")
     rows = []
     for entry in entries:
-        row = done.pop(entry.slide, None) or dict((more or {}).get(entry.slide, {}))
+        row = dict((more or {}).get(entry.slide, {})) or done.get(entry.slide)
+        done.pop(entry.slide, None)
         rows.append(row or {"slide": entry.slide, "path": entry.path, "status": "pending"})
     everything = rows + list(done.values())
     columns = list(dict.fromkeys([*FIRST, *(name for row in everything for name in row)]))

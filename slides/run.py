@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.sharedctypes
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -27,6 +28,7 @@ Row = dict[str, Any]
 Progress = Callable[[int, int], None]
 Work = Callable[[Entry, Progress], Row]
 _TRIES = 3
+_MANIFEST_EVERY = 2.0  # seconds
 
 
 def cores() -> int:
@@ -73,7 +75,7 @@ def run(
     """
     claim(folder, settings)
     meter = meter or Meter(len(entries))
-    busy: dict[str, Row] = {}
+    told: dict[str, Row] = {}  # rows that no file may hold: busy slides, processes that died
     if engine == "ray":
         from slides.on_ray import each_on_ray
 
@@ -83,14 +85,19 @@ def run(
     else:
         rows = _each(entries, work, min(processes, len(entries)), meter)
     try:
+        due = 0.0
         for row in rows:
             meter.slide(row["status"])
-            if row["status"] == "busy":
-                busy[row["slide"]] = row
-            write_manifest(folder, entries, busy)
+            if row["status"] in ("busy", "failed"):
+                told[row["slide"]] = row
+            if time.monotonic() >= due:
+                began = time.monotonic()
+                write_manifest(folder, entries, told)
+                # Every slide's row is read for it: of large cohorts it is written less often, a twentieth of the time.
+                due = time.monotonic() + max(_MANIFEST_EVERY, 20 * (time.monotonic() - began))
     finally:
         meter.say(last=True)
-    return write_manifest(folder, entries, busy)
+    return write_manifest(folder, entries, told)
 
 
 def claim(folder: Path, settings: str) -> None:
