@@ -94,7 +94,7 @@ def geometry(
     read = max(reduce, reduce * round(size * scale / reduce))
     # A step of whole level pixels where a patch is: neighbours then touch, with no gap and no shared column.
     step = float(read) if overlap == 0 else (size - overlap) * read / size
-    snap = max(1, round(downsample * reduce))
+    snap = max(1, int(downsample * reduce))  # rounded up, corners could be half a level pixel off and jump to the next
     return Geometry(size, level, read, reduce, read * downsample, step * downsample, snap, own * read / size, mpp)
 
 

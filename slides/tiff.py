@@ -235,7 +235,14 @@ def _jpeg2000(data: bytes, width: int, height: int, reduce: int) -> np.ndarray:
         if image.size != (width, height) or image.mode != "RGB":
             raise ValueError(f"holds {image.mode} of {image.size}, not RGB of {width} x {height}")
         image.reduce = reduce.bit_length() - 1  # type: ignore[assignment, method-assign]
-        pixels = np.asarray(image)
+        try:
+            pixels = np.asarray(image)
+        except OSError:
+            if reduce == 1:
+                raise
+            # Broken, or of fewer resolutions than that.
+            whole = _jpeg2000(data, width, height, 1)
+            return cv2.resize(whole, (width // reduce, height // reduce), interpolation=cv2.INTER_AREA)
     if pixels.shape[:2] != (height // reduce, width // reduce):
         raise ValueError(f"holds {pixels.shape[1]} x {pixels.shape[0]} pixels at 1/{reduce}")
     return pixels
