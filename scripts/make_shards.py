@@ -2,6 +2,8 @@
 
     python scripts/make_shards.py --table pairs.jsonl --out shards/ --per-shard 200 --split-by case --fraction 0.2
 
+    python scripts/make_shards.py --table pathgen.jsonl --slide-root slides/ --size 336 --mpp 0.5 --out shards/
+
 With `--split-by` the parts go to `OUT/train` and `OUT/test`, and no group is in both.
 """
 
@@ -24,8 +26,11 @@ def main() -> int:
     given.add_argument("--folder", help="images below it, with .txt captions or in class folders")
     given.add_argument("--urls", help="shards: glob, brace range or URL")
     given.add_argument("--phantoms", choices=KINDS, help="generated images of this kind")
+    given.add_argument("--slides", help="patches of whole slides: folder, pattern, or CSV with a column path")
+    parser.add_argument("--slide-root", help="slides that the rows of a --table in PathGen's layout are patches of")
+    parser.add_argument("--mpp", type=float, default=0.5, help="µm a pixel of patches of slides (%(default)s)")
     parser.add_argument("--samples", type=int, default=1000, help="generated images (%(default)s)")
-    parser.add_argument("--size", type=int, default=224, help="pixels of generated images (%(default)s)")
+    parser.add_argument("--size", type=int, default=224, help="pixels of generated images and patches (%(default)s)")
     parser.add_argument("--out", required=True, type=Path, help="folder to write to")
     parser.add_argument("--per-shard", type=int, default=10_000, help="samples in a shard (%(default)s)")
     parser.add_argument("--processes", type=int, default=1, help="shards written at a time (%(default)s)")
@@ -46,6 +51,12 @@ def main() -> int:
     if chosen.phantoms:
         recipe = {"kind": chosen.phantoms, "samples": chosen.samples, "size": chosen.size, "seed": chosen.seed}
         config["phantoms"] = recipe
+    if chosen.slide_root and not chosen.table:
+        parser.error("--slide-root goes with --table")
+    if chosen.slides or chosen.slide_root:
+        patches = {"size": chosen.size, "mpp": chosen.mpp}
+        where = {"table": config.pop("table"), "root": chosen.slide_root} if chosen.slide_root else {}
+        config["slides"] = (where or {"cohort": chosen.slides}) | patches
     if chosen.no_caption:
         config["caption"] = False
     elif chosen.caption:

@@ -28,6 +28,7 @@ from medclip.data.slides import open_slides
 from medclip.data.sources import open_sources
 from medclip.train import train
 from medclip.types import Preprocess, UserError
+from scripts import make_shards as script
 from slides.entry import Entry
 from slides.geometry import geometry
 from slides.open import open_slide
@@ -132,12 +133,13 @@ def test_exact_pixels_are_png_of_the_slides_own(folder: Path) -> None:
 def test_metadata_is_provenance_and_the_tables_columns(folder: Path) -> None:
     source = cohort(folder, slides={"mpp": 0.5, "size": 100})
     raw = source.read(1, want_meta=True)
+    assert raw.meta is not None
     assert raw.meta == {
         "label": "tumour", "patient": "p1", "age": 61, "slide": "a", "x": 200, "y": 0, "mpp": 0.5, "level": 0,
         "read_size": 200, "size": 100, "coverage": 1.0,
     }  # fmt: skip
     assert (raw.key, source.read(1).meta) == ("a_200_0", None)
-    assert source.fields(1) == {"key": "a_200_0", "caption": None} | raw.meta
+    assert source.fields(1) == {"key": "a_200_0", "caption": None, **raw.meta}
     assert source.caption.all(raw) == ["tumour"]
     assert len({source.key(i) for i in range(len(source))}) == len(source)
 
@@ -389,10 +391,29 @@ def test_shards_hold_what_the_slides_hold(folder: Path, tmp_path: Path) -> None:
     assert [back.read(i, want_meta=True) for i in range(5)] == [source.read(i, want_meta=True) for i in range(5)]
 
 
+def test_the_script_writes_shards_of_slides(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    common = ["--size", "128", "--mpp", "0.5", "--out"]
+    table = ["--table", str(folder / "table.jsonl"), "--slide-root", str(folder / "slides"), *common]
+    slides = ["--slides", str(folder / "slides.csv"), "--caption", "label", *common]
+    for words, out, count in ((table, "a", 5), (slides, "b", 0)):
+        monkeypatch.setattr("sys.argv", ["make_shards", *words, str(tmp_path / out)])
+        assert script.main() == 0
+        (back,) = open_sources([{"urls": f"{tmp_path / out}"}], index=tmp_path / "index")
+        (source,) = open_sources(
+            [{"slides": {"cohort": str(folder / "slides.csv"), "size": 128, "mpp": 0.5}, "caption": "label"}],
+            index=tmp_path / "index",
+        )
+        assert len(back) == (count or len(source)) > 0
+    assert {str(back.read(i).text) for i in range(len(back))} == {"tumour", "normal"}
+    monkeypatch.setattr("sys.argv", ["make_shards", *slides, str(tmp_path / "c"), "--slide-root", "x"])
+    with pytest.raises(SystemExit):
+        script.main()
+
+
 def test_evaluation_sets_have_labels_and_groups(folder: Path) -> None:
     config = {"slides": GRID | {"cohort": str(folder / "slides.csv")}, "filter": "x == 256"}
     found = EvalSet([config], label="label", group="patient", index=folder / "index")
-    about = [meta for batch in found.batches(Preprocess(size=(32, 32)), 8) for meta in batch["meta"]]
+    about = [meta for batch in found.batches(Preprocess(size=(32, 32)), 8) for meta in batch.get("meta", [])]
     assert len(about) == 12 and not found.bad
     assert {(meta["label"], meta["group"]) for meta in about} == {("tumour", "p1"), ("normal", "p2")}
 
