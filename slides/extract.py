@@ -103,7 +103,7 @@ def extract_slide(
     started = time.perf_counter()
     try:
         with alone(state / f"{entry.slide}.lock"):
-            sweep(output.path, entry.slide)
+            sweep(_folders(request, output), entry.slide)
             if (row := finished(state, entry.slide, mark)) is not None:
                 _remove(state / entry.slide)  # killed between the row and this
                 progress(row["patches"], row["patches"])
@@ -122,6 +122,11 @@ def extract_slide(
         row = _failed(entry, "failed", " ".join(words.split()), mark)
         write_whole(state / f"{entry.slide}.json", orjson.dumps(row))
         return row
+
+
+def _folders(request: Request, output: Output) -> list[Path]:
+    names = ("shards", "arrays", "index", "masks", "overlays", "state")
+    return [*(output.path / name for name in names), coords_file(output.path, request, output.layout, "").parent]
 
 
 def finished(state: Path, slide: str, mark: str) -> dict[str, Any] | None:
@@ -239,17 +244,22 @@ def _write(
     entry: Entry, plan: Plan, savers: list[Saver], chunks: _Told, number: int, first: int, last: int
 ) -> dict[str, Any]:
     """One block to all savers, and its note."""
-    for saver in savers:
-        saver.begin(plan, number)
     status: dict[str, str] = {}
     broken: list[str] = []
-    for chunk in chunks:
-        rows = first + chunk.first + np.arange(len(chunk.status))
+    try:
         for saver in savers:
-            saver.add(entry, plan, rows, chunk)
-        status |= {str(row): STATUS[s] for row, s in zip(rows.tolist(), chunk.status.tolist(), strict=True) if s != OK}
-        broken += chunk.broken
-    done = [saver.end() for saver in savers]
+            saver.begin(plan, number)
+        for chunk in chunks:
+            rows = first + chunk.first + np.arange(len(chunk.status))
+            for saver in savers:
+                saver.add(entry, plan, rows, chunk)
+            status |= {str(r): STATUS[s] for r, s in zip(rows.tolist(), chunk.status.tolist(), strict=True) if s != OK}
+            broken += chunk.broken
+        done = [saver.end() for saver in savers]
+    except BaseException:
+        for saver in savers:
+            saver.drop()
+        raise
     return {
         "patches": last - first,
         "status": status,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
+import shutil
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from glob import escape
 from pathlib import Path
 
 from slides.errors import SlideError
@@ -46,7 +48,7 @@ def write_whole(path: Path, content: bytes | Iterable[bytes], *, durable: bool =
     Raises:
         OutputError: it cannot be written; nothing is left of it.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = _part(path)
     with written(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,6 +63,11 @@ def write_whole(path: Path, content: bytes | Iterable[bytes], *, durable: bool =
             raise
 
 
+def _part(path: Path) -> Path:
+    """A name beside it that no other process has, on whichever machine: in containers process ids are much alike."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
+
+
 @contextmanager
 def renamed(path: Path) -> Iterator[Path]:
     """A name to write to, which becomes `path` when all went well, for libraries that want a file of their own.
@@ -68,7 +75,7 @@ def renamed(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: it cannot be written.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = _part(path)
     with written(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,10 +110,28 @@ def alone(lock: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def sweep(folder: Path, name: str) -> None:
-    """Remove what killed processes left half-written of a slide, at any depth. Its lock is held by the caller."""
-    for part in folder.rglob(f".{escape(name)}[._-]*.part"):
-        with suppress(ValueError, ProcessLookupError, PermissionError):
-            os.kill(int(part.name.split(".")[-2]), 0)
-            continue  # its process lives
-        part.unlink(missing_ok=True)
+def sweep(folders: Iterable[Path], name: str) -> None:
+    """Remove what killed processes left half-written of a slide in some folders. Its lock is held by the caller."""
+    mine = re.compile(
+        rf"\.{re.escape(name)}(-\d+\.tar|(_patches)?\.h5|\.(json|parquet|geojson|jpg|pt|zarr))(\.[\w-]+)?\.part"
+    )
+    for folder in dict.fromkeys(folders):
+        for part in folder.glob(".*.part"):
+            if mine.fullmatch(part.name):
+                _remove(part)
+
+
+def sweep_old(folder: Path, names: Iterable[str], seconds: float = 600) -> None:
+    """Remove half-written tables, which all runs write, without a lock: those so old that nobody is at it any more."""
+    for part in (part for name in names for part in folder.glob(f".{name}.*.part")):
+        with suppress(OSError):
+            if time.time() - part.stat().st_mtime > seconds:
+                part.unlink()
+
+
+def _remove(part: Path) -> None:
+    with written(part):
+        if part.is_dir():
+            shutil.rmtree(part)
+        else:
+            part.unlink(missing_ok=True)

@@ -7,11 +7,11 @@ a row; a process that dies (killed, out of memory) is started again, and its sli
 from __future__ import annotations
 
 import multiprocessing
-import multiprocessing.sharedctypes
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ import orjson
 
 from slides.entry import Entry
 from slides.errors import SlideError
-from slides.files import OutputError, write_whole
+from slides.files import sweep_old, write_whole
 from slides.manifest import write_manifest
 from slides.progress import Meter
 
@@ -108,6 +108,8 @@ def claim(folder: Path, settings: str) -> None:
         OutputError: it cannot be written.
     """
     mark = folder / "state" / "settings"
+    sweep_old(folder, ("manifest.csv", "index.parquet", "config.yaml"))
+    sweep_old(mark.parent, ("settings",))
     try:
         found = orjson.loads(mark.read_bytes())
     except (OSError, orjson.JSONDecodeError):
@@ -117,7 +119,7 @@ def claim(folder: Path, settings: str) -> None:
         raise SlideError(f"{folder} holds the output of other settings: choose another folder, or remove it")
 
 
-_shared: list[Any] = []  # of a worker process: the two counters and the work
+_shared: list[Any] = []  # of a worker process: its two counters and the work
 
 
 def _keep(counters: Any, work: Work) -> None:
@@ -128,49 +130,71 @@ def _one(entry: Entry) -> Row:
     counters, work = _shared
 
     def tell(planned: int, done: int) -> None:
-        with counters.get_lock():
-            counters[0] += planned
-            counters[1] += done
+        counters[0] += planned
+        counters[1] += done
 
     return work(entry, tell)
 
 
+class _Worker:
+    """A process of its own, made anew where it died: a pool of several would end all of them, and blame them all."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.context = multiprocessing.get_context("spawn")  # decoders have threads, which do not survive a fork
+        self.start()
+
+    def start(self) -> None:
+        # Only the process writes and only this one reads, so there is no lock that a kill could leave held.
+        self.counters = self.context.RawArray("q", 2)
+        self.seen = [0, 0]
+        self.pool = ProcessPoolExecutor(1, self.context, _keep, (self.counters, self.work))
+
+    def submit(self, entry: Entry) -> Future[Row]:
+        try:
+            return self.pool.submit(_one, entry)
+        except BrokenProcessPool:  # it died while it had nothing to do
+            self.start()
+            return self.pool.submit(_one, entry)
+
+    def news(self) -> tuple[int, int]:
+        """Patches planned and done since the last call."""
+        now = list(self.counters)
+        before, self.seen = self.seen, now
+        return now[0] - before[0], now[1] - before[1]
+
+
 def _each(entries: Sequence[Entry], work: Work, processes: int, meter: Meter) -> Iterator[Row]:
-    """Rows as they come; a pool that broke is made anew for what is left."""
-    context = multiprocessing.get_context("spawn")  # decoders have threads, which do not survive a fork
+    """Rows as they come. A slide whose process died is tried again."""
     tries = dict.fromkeys((entry.slide for entry in entries), 0)
-    left = list(entries)
-    while left:
-        counters = context.Array("q", 2)
-        seen = [0, 0]
-        begun: list[Entry] = []
-        with ProcessPoolExecutor(processes, context, _keep, (counters, work)) as pool:
-            # No more than the processes are handed out, so that a break names few suspects.
-            queue, flying = list(left), {}
-            try:
-                while queue or flying:
-                    while queue and len(flying) < processes:
-                        entry = queue.pop(0)
-                        flying[pool.submit(_one, entry)] = entry
-                        begun.append(entry)
-                    ready, _ = wait(flying, timeout=meter.every, return_when=FIRST_COMPLETED)
-                    with counters.get_lock():
-                        now = counters[:]
-                    meter.patch(now[0] - seen[0], now[1] - seen[1])
-                    seen = now
-                    for future in ready:
-                        row = future.result()
-                        left.remove(flying.pop(future))
-                        yield row
-            except BrokenProcessPool:
-                for entry in [entry for entry in begun if entry in left]:
+    queue = deque(entries)
+    workers = [_Worker(work) for _ in range(processes)]
+    idle = list(workers)
+    flying: dict[Future[Row], tuple[Entry, _Worker]] = {}
+    try:
+        while queue or flying:
+            while queue and idle:
+                entry, worker = queue.popleft(), idle.pop()
+                flying[worker.submit(entry)] = entry, worker
+            ready, _ = wait(flying, timeout=meter.every, return_when=FIRST_COMPLETED)
+            for worker in workers:
+                meter.patch(*worker.news())
+            for future in ready:
+                entry, worker = flying.pop(future)
+                idle.append(worker)
+                try:
+                    row = future.result()
+                except BrokenProcessPool:
+                    worker.start()
                     tries[entry.slide] += 1
-                    if tries[entry.slide] >= _TRIES:
-                        left.remove(entry)
-                        yield _died(entry)
-            except OutputError:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+                    if tries[entry.slide] < _TRIES:
+                        queue.appendleft(entry)
+                        continue
+                    row = _died(entry)
+                yield row
+    finally:
+        for worker in workers:
+            worker.pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _died(entry: Entry) -> Row:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -31,6 +31,8 @@ class Saver(Protocol):
     def add(self, entry: Entry, plan: Plan, rows: np.ndarray, chunk: Chunk[Made]) -> None: ...
 
     def end(self) -> tuple[str, int]: ...  # name of what was written, or "", and its bytes
+
+    def drop(self) -> None: ...  # the block failed: nothing is left of it
 
 
 def metadata(entry: Entry, plan: Plan, row: int, status: int) -> bytes:
@@ -88,12 +90,10 @@ class ShardSaver:
         assert self._file is not None
         with written(self._part):
             self._file.write(tar.END)
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            size = self._file.tell()
-            self._file.close()
-            self._part.replace(self.folder / self._name)
-        return self._name, size
+        return self._name, _complete(self._file, self._part, self.folder / self._name)
+
+    def drop(self) -> None:
+        _discard(self._file, self._part)
 
 
 class FileSaver:
@@ -122,34 +122,44 @@ class FileSaver:
     def end(self) -> tuple[str, int]:
         return "", self._bytes
 
+    def drop(self) -> None:
+        pass  # each file was written whole, and will be again
+
 
 class ArraySaver:
     """OUT/arrays/SLIDE.h5 as CLAM's image mode has it: `imgs` uint8 (n, size, size, 3), `coords`.
 
-    Blocks wait in the state folder, as .npy, until all are there; a corrupt patch has no row.
+    Blocks wait in the state folder, as bare pixels, until all are there; a corrupt patch has no row.
     """
 
     wants_files = False
 
     def __init__(self, folder: Path, state: Path) -> None:
         self.folder, self.state = folder, state
-        self._part = Path()
-        self._pixels: list[np.ndarray] = []
+        self._name = ""
+        self._file: BinaryIO | None = None
 
     def begin(self, plan: Plan, number: int) -> None:
-        self._part = self.state / f"pixels-{number:05d}.npy"
-        self._pixels = []
+        self._name = f"pixels-{number:05d}"
+        with written(self.state):
+            self.state.mkdir(parents=True, exist_ok=True)
+            self._file = self._part.open("wb")
+
+    @property
+    def _part(self) -> Path:
+        return self.state / f".{self._name}.{os.getpid()}.part"
 
     def add(self, entry: Entry, plan: Plan, rows: np.ndarray, chunk: Chunk[Made]) -> None:
-        assert chunk.value.pixels is not None
-        self._pixels.append(chunk.value.pixels[chunk.status != CORRUPT])
+        assert self._file is not None and chunk.value.pixels is not None
+        with written(self._part):
+            self._file.write(chunk.value.pixels[chunk.status != CORRUPT].tobytes())
 
     def end(self) -> tuple[str, int]:
-        raw = io.BytesIO()
-        np.save(raw, np.concatenate(self._pixels), allow_pickle=False)
-        write_whole(self._part, raw.getbuffer().tobytes())
-        self._pixels = []
-        return "", raw.tell()
+        assert self._file is not None
+        return "", _complete(self._file, self._part, self.state / self._name)
+
+    def drop(self) -> None:
+        _discard(self._file, self._part)
 
     def finish(self, plan: Plan, status: np.ndarray, layout: Layout) -> None:
         """All blocks to one file."""
@@ -165,9 +175,29 @@ class ArraySaver:
             )
             images.attrs.update(attributes("clam", plan, str(self.folder)) | {"wsi_name": plan.slide})
             place = 0
-            for block in sorted(self.state.glob("pixels-*.npy")):
-                pixels = np.load(block, mmap_mode="r", allow_pickle=False)
-                images[place : place + len(pixels)] = pixels
-                place += len(pixels)
+            for block in sorted(self.state.glob("pixels-*")):
+                if block.stat().st_size:  # a file of no bytes cannot be mapped
+                    pixels = np.memmap(block, np.uint8, "r").reshape(-1, side, side, 3)
+                    images[place : place + len(pixels)] = pixels
+                    place += len(pixels)
             coords = file.create_dataset("coords", data=plan.coords[keep].astype(np.int32), maxshape=(None, 2))
             coords.attrs.update(attributes(layout, plan, str(self.folder)))
+
+
+def _complete(file: BinaryIO, part: Path, path: Path) -> int:
+    """Flush a file to the disk and give it its name; its bytes."""
+    with written(part):
+        file.flush()
+        os.fsync(file.fileno())
+        size = file.tell()
+        file.close()
+        part.replace(path)
+    return size
+
+
+def _discard(file: BinaryIO | None, part: Path) -> None:
+    if file is not None:
+        with suppress(OSError):  # what it still holds may not fit on the disk either
+            file.close()
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
