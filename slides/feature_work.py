@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import orjson
 from slides.colours import Change, recolour
 from slides.entry import Entry
 from slides.errors import SlideError
-from slides.files import Busy, OutputError, alone, write_whole, written
+from slides.files import Busy, OutputError, alone, sweep, write_whole, written
 from slides.h5 import Layout, read_coords, side_of, write_features
 from slides.open import open_slide
 from slides.patches import CORRUPT, SPARSE, read_patches
@@ -99,7 +100,9 @@ class SlideWork:
         """
         try:
             self.held.enter_context(alone(self.folder / "state" / f"{self.entry.slide}.lock"))
+            sweep([self.folder, self.folder / "state", self.target.parent], self.entry.slide)
             if self._is_finished():
+                self.close()
                 return
             self.slide = self.held.enter_context(open_slide(self.entry.path, mpp=self.entry.mpp, exact=request.exact))
             self.change = recolour(self.slide, request, self._take_up(self.slide, request))
@@ -109,11 +112,14 @@ class SlideWork:
             self.row |= {"status": "busy", "reason": str(error)}
         except Exception as error:  # one bad slide is never the end of the run
             self.failed(error)
+            self.close()
 
     def failed(self, error: Exception) -> None:
+        """Keep why in the slide's row, and have done with it."""
         words = str(error) if isinstance(error, SlideError) else f"{type(error).__name__}: {error}"
         self.row |= {"status": "failed", "reason": " ".join(words.split())}
         self.plan = None
+        self._note()
 
     def _is_finished(self) -> bool:
         try:
@@ -162,7 +168,7 @@ class SlideWork:
         try:
             with np.load(self._block(first), allow_pickle=False) as file:
                 status, features = file["status"], file["features"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
             return None
         fits = first + len(status) <= len(self) and len(features) == int((status != CORRUPT).sum()) and len(status)
         return (status, features) if fits else None
@@ -209,14 +215,12 @@ class SlideWork:
         self.waiting = []
         self.done += rows
 
-    def finish(self, encoder: str) -> tuple[Plan | None, Path, np.ndarray]:
-        """Write the slide's file and row, and let go of it. The plan is None where there are no features."""
+    def finish(self, encoder: str, told: Told | None = None) -> None:
+        """Write the slide's file, tell of it, write its row, and let go of it."""
         none = np.zeros((0, 0), np.float32)
         try:
             if self.plan is None:
-                if self.row.get("status") == "failed":
-                    self._note()
-                return None, self.target, none
+                return
             features = np.concatenate([part for part in [*self.blocks, *self.waiting] if part.size] or [none])
             rows = np.flatnonzero(self.status != CORRUPT)
             self.row |= {
@@ -237,15 +241,16 @@ class SlideWork:
                 )
                 self.row["reason"] = why
                 self._note()
-                return None, self.target, none
+                return
             if self.output.format == "zarr":
                 write_zarr(self.target, self.plan, rows, features, encoder)
             else:
                 write_features(self.target, self.plan, rows, features, self.output.layout, encoder)
-            self._note()
+            if told is not None:
+                told(self.plan, self.target, features)
+            self._note()  # last: a kill before it has the slide finished again
             with written(self.state):
                 shutil.rmtree(self.state, ignore_errors=True)
-            return self.plan, self.target, features
         finally:
             self.close()
 

@@ -84,9 +84,7 @@ def extract_features(
         SlideError: OUT holds features of other settings.
         OutputError: nothing more can be written.
     """
-    folder = place(output.path, request, output.layout) / f"features_{encoder.name}"
-    mark = digest([request.fingerprint(), output.layout, output.format, encoder.name, output.coords])
-    claim(folder, mark)
+    folder, mark = claimed(request, output, encoder)
     meter = meter or Meter(len(entries))
     run = _Run(folder, mark, request, output, encoder, threads, meter, written_one)
     try:
@@ -96,6 +94,22 @@ def extract_features(
         rows = write_manifest(folder, entries, run.rows)
         _write_index(folder, entries, rows, output.format)
     return Report(rows, run.waited / max(run.total, 1e-9))
+
+
+def claimed(request: Request, output: FeatureOutput, encoder: Encoder) -> tuple[Path, str]:
+    """The folder of an encoder's features, marked as this run's, and the fingerprint of its settings.
+
+    An encoder that has a `fingerprint`, text that changes with its weights, is told from others of its name by it.
+
+    Raises:
+        SlideError: it holds features of other settings.
+        OutputError: it cannot be written.
+    """
+    folder = place(output.path, request, output.layout) / f"features_{encoder.name}"
+    model = [encoder.name, getattr(encoder, "fingerprint", "")]
+    mark = digest([request.fingerprint(), output.layout, output.format, output.coords, model])
+    claim(folder, mark)
+    return folder, mark
 
 
 class _Run:
@@ -115,6 +129,7 @@ class _Run:
         self.folder, self.mark, self.request, self.output = folder, mark, request, output
         self.encoder, self.threads, self.meter, self.written_one = encoder, threads, meter, written_one
         self.rows: dict[str, dict[str, Any]] = {}
+        self.works: set[SlideWork] = set()  # that hold a file or a lock
         self.waited = self.total = 0.0
         self.stop = threading.Event()
 
@@ -140,6 +155,8 @@ class _Run:
                 with suppress(queue.Empty):
                     batches.get(timeout=0.05)
             reading.join()
+            for work in self.works:
+                work.close()
 
     def _produce(self, entries: Sequence[Entry], batches: queue.Queue[Any]) -> None:
         """Batches; None at the end, an exception for one."""
@@ -170,11 +187,10 @@ class _Run:
                 yield work, none, True
                 if self.stop.is_set():
                     break
-            if ahead is not None:
-                ahead.result().close()
 
     def _prepare(self, entry: Entry) -> SlideWork:
         work = SlideWork(entry, self.folder, self.mark, self.output)
+        self.works.add(work)
         work.open(self.request)
         self.meter.patch(len(work), work.done)
         return work
@@ -193,9 +209,8 @@ class _Run:
             self.meter.patch(0, count)
             place += count
             if last:
-                plan, path, all_features = work.finish(self.encoder.name)
-                if plan is not None and self.written_one is not None:
-                    self.written_one(plan, path, all_features)
+                work.finish(self.encoder.name, self.written_one)
+                self.works.discard(work)
                 self.rows[work.entry.slide] = work.row
                 self.meter.slide(work.row["status"])
 
@@ -203,7 +218,10 @@ class _Run:
 def batched(
     chunks: Iterable[tuple[SlideWork, np.ndarray, bool]], size: int
 ) -> Iterator[tuple[np.ndarray, list[tuple[SlideWork, int, bool]]]]:
-    """Patches in batches of `size`, the last one smaller, and how many of each batch are whose, in order."""
+    """Patches in batches of `size`, the last one smaller, and how many of each batch are whose, in order.
+
+    An empty batch only says that a slide has come to its end.
+    """
     parts: list[np.ndarray] = []
     owners: list[tuple[SlideWork, int, bool]] = []
     filled = 0
@@ -213,9 +231,14 @@ def batched(
             yield np.concatenate([*parts, patches[:take]]), [*owners, (work, take, False)]
             parts, owners, filled = [], [], 0
             patches = patches[take:]
-        parts.append(patches)
-        owners.append((work, len(patches), last))
-        filled += len(patches)
+        if len(patches):
+            parts.append(patches)
+            owners.append((work, len(patches), last))
+            filled += len(patches)
+        elif last and any(one is work for one, _, _ in owners):
+            owners.append((work, 0, True))
+        elif last:  # nothing of it waits for the batch to fill: it need not either, with its files open
+            yield patches, [(work, 0, True)]
     if owners:
         yield np.concatenate(parts), owners
 

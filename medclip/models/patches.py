@@ -6,8 +6,11 @@ be compared with them later), or any timm model (pooled features before its clas
 
 from __future__ import annotations
 
+import hashlib
+import math
 import re
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,13 +79,23 @@ class PatchEncoder:
             features = self.features(images)
         return features.float().cpu().numpy()
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the weights: two models of one name must not share a folder of features."""
+        found = hashlib.blake2b(repr((self.preprocess, self.crop)).encode(), digest_size=8)
+        for key, value in self.model.state_dict().items():
+            found.update(key.encode())
+            found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return found.hexdigest()
+
     def fit(self, images: Tensor) -> Tensor:
         """uint8 (b, 3, s, s) to uint8 (b, 3, h, w): resized with antialiasing as Pillow does, then the middle of it."""
         height, width = self.preprocess.size
         if self.preprocess.resize_mode == "squash" and self.crop == 1:
             target = [height, width]
         else:
-            side = round((max if self.preprocess.resize_mode != "longest" else min)(height, width) / self.crop)
+            pick = min if self.preprocess.resize_mode == "longest" else max
+            side = math.floor(pick(height, width) / self.crop)  # as timm rounds
             target = [side, side]
         if list(images.shape[-2:]) != target:
             images = transforms.resize(images, target, _MODES[self.preprocess.interpolation], antialias=True)
