@@ -24,12 +24,12 @@ from slides.cohort import read_cohort, take_part
 from slides.entry import Entry
 from slides.errors import SlideError
 from slides.extract import Output, extract_slide
-from slides.features import FeatureOutput, extract_features
+from slides.features import FeatureOutput, claimed, extract_features
 from slides.files import write_whole
 from slides.mpp import read_mpp_table
 from slides.plan import Plan
 from slides.request import Request
-from slides.run import run, split_cores
+from slides.run import claim, run, split_cores
 from slides.stream import Encoding
 
 
@@ -47,23 +47,24 @@ def extract(cfg: DictConfig) -> list[dict[str, Any]]:
 
 
 def _extract(cfg: DictConfig) -> list[dict[str, Any]]:
-    wanted = OmegaConf.to_container(cfg.save)
-    assert isinstance(wanted, list)
-    save = tuple(str(name) for name in wanted if name != "features")
+    wanted = list(cfg.save) if OmegaConf.is_list(cfg.save) else [cfg.save] if cfg.save else []
+    save = tuple(dict.fromkeys(str(name) for name in wanted if name != "features"))
     features = "features" in wanted
     _check(cfg, save, features)
     request = Request.parse(_plain(cfg.slides))
-    entries = _entries(cfg)
     folder = job_folder(cfg)
+    encoding = _encoding(cfg)
+    entries = _entries(cfg)
     rows: list[dict[str, Any]] = []
     if save:
-        output = Output(str(folder), save, cfg.layout, Encoding(**_plain(cfg.encoding)), cfg.per_shard, cfg.drawings)
+        output = Output(str(folder), save, cfg.layout, encoding, cfg.per_shard, cfg.drawings)
         processes, threads = split_cores(len(entries), cfg.processes, cfg.threads)
         if cfg.engine == "ray" and cfg.processes is None:
             processes, threads = 0, cfg.threads or 1
+        mark = output.fingerprint(request)
+        claim(folder, mark)  # before anything is written of this run
         write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg).encode())
         work = functools.partial(_work, request=request, output=output, threads=threads)
-        mark = output.fingerprint(request)
         rows = run(entries, work, folder, settings=mark, engine=cfg.engine, processes=processes, cpus=threads)
         _tell(rows, folder)
     if features:
@@ -91,6 +92,20 @@ def _check(cfg: DictConfig, save: tuple[str, ...], features: bool) -> None:
         raise UserError("engine=ray extracts patches; for features on several machines, give each a part=[i,n]")
     if cfg.coords is not None and save:
         raise UserError("coords takes the patches of another run: save=[features] alone goes with it")
+    for key in ("processes", "threads", "batch_size", "block", "per_shard"):
+        if cfg[key] is None and key in ("processes", "threads"):
+            continue
+        if not isinstance(cfg[key], int) or cfg[key] < 1:
+            raise UserError(f"{key}={cfg[key]}: give a whole number, 1 or more")
+    if cfg.slide_mpp is not None and not isinstance(cfg.slide_mpp, int | float):
+        raise UserError(f"slide_mpp={cfg.slide_mpp}: give µm a level-0 pixel, e.g. 0.25")
+
+
+def _encoding(cfg: DictConfig) -> Encoding:
+    try:
+        return Encoding(**_plain(cfg.encoding))
+    except TypeError as error:
+        raise UserError(f"encoding: an unknown key, or a value of the wrong type ({error})") from None
 
 
 def _plain(node: DictConfig) -> dict[str, Any]:
@@ -103,12 +118,17 @@ def _entries(cfg: DictConfig) -> list[Entry]:
     source = OmegaConf.to_container(cfg.cohort) if OmegaConf.is_list(cfg.cohort) else str(cfg.cohort)
     table = read_mpp_table(Path(cfg.mpp_table).expanduser()) if cfg.mpp_table is not None else None
     entries = read_cohort(source, mpp=cfg.slide_mpp, mpp_table=table)  # type: ignore[arg-type]
-    return entries if cfg.part is None else take_part(entries, *cfg.part)
+    if cfg.part is None:
+        return entries
+    if not OmegaConf.is_list(cfg.part) or len(cfg.part) != 2:
+        raise UserError(f"part={cfg.part}: give two numbers, e.g. part=[2,8]")
+    return take_part(entries, *cfg.part)
 
 
 def _features(cfg: DictConfig, request: Request, entries: list[Entry], folder: Path) -> list[dict[str, Any]]:
     encoder = build(cfg.encoder, device=pick_device(cfg.device))
     output = FeatureOutput(str(folder), cfg.layout, cfg.features_format, cfg.batch_size, cfg.block, cfg.coords)
+    claimed(request, output, encoder)
     write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg).encode())
     threads = cfg.threads or split_cores(1)[1]
     report = extract_features(
