@@ -28,6 +28,10 @@ class Entry:
     def __post_init__(self) -> None:
         if not self.slide.strip() or self.slide.startswith(".") or any(c in self.slide for c in "/\\\0\n"):
             raise SlideError(f"{self.path}: {self.slide!r} is no name for a slide: give one in the column slide")
+        try:
+            (self.slide + self.path).encode()
+        except UnicodeEncodeError:  # a name in the bytes of another encoding
+            raise SlideError(f"{self.path!a}: its name is not UTF-8: rename it (convmv does many)") from None
         if len(self.slide.encode()) > 180:
             raise SlideError(f"{self.path}: its name is over 180 bytes: give a shorter one in the column slide")
 

@@ -247,6 +247,7 @@ def own_mask(
     Raises:
         SlideError: there is none, or it is broken.
     """
+    folder = folder.expanduser()
     for ending in (".geojson", ".json"):
         path = folder / f"{name}{ending}"
         if path.is_file():

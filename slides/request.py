@@ -69,7 +69,8 @@ class Request:
             raise SlideError(f"coverage is {self.coverage:g}: choose 0 to 1")
         if self.stain is not None and (self.stain not in STAINS or self.stain_target is None):
             raise SlideError(f"stain is {self.stain!r}: choose one of {', '.join(STAINS)}, and a stain_target image")
-        if not isinstance(self.size, int) or self.size < 1 or not 0 <= self.overlap < self.size:
+        whole = isinstance(self.size, int) and isinstance(self.overlap, int)
+        if not whole or self.size < 1 or not 0 <= self.overlap < self.size:
             raise SlideError(f"size {self.size} and overlap {self.overlap}: whole pixels, the overlap below the size")
         if self.mpp is not None and not 0 < self.mpp < 1000:
             raise SlideError(f"mpp is {self.mpp}: choose µm a pixel, e.g. 0.5, or null for the slide's own")
@@ -88,6 +89,7 @@ class Request:
             raise SlideError(f"unknown keys {sorted(unknown)}: use {', '.join(sorted(known))}")
         try:
             plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+            plain |= {k: (plain[k],) for k in ("remove", "classes", "exclude") if isinstance(plain.get(k), str)}
             return cls(**plain)
         except TypeError as error:
             raise SlideError(f"a value has the wrong type ({error})") from None
