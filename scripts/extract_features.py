@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # its neighbour, when it is run as a file
 
-from extract_patches import add_cohort, add_request, entries_of, request_of
+from extract_patches import add_cohort, add_request, entries_of, request_of, tell_failures
 
 from medclip.extract import write_pt
 from medclip.models.patches import PatchEncoder, clip_encoder, timm_encoder
@@ -74,6 +74,7 @@ def main() -> int:
     except (SlideError, UserError) as error:
         print(f"extract_features: {error}", file=sys.stderr)
         return 2
+    tell_failures("extract_features", report.rows)
     counts = {
         status: sum(row["status"] == status for row in report.rows) for status in {r["status"] for r in report.rows}
     }

@@ -14,6 +14,7 @@ import json
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 from slides.cohort import read_cohort, take_part
 from slides.errors import SlideError
@@ -99,8 +100,18 @@ def main() -> int:
     except SlideError as error:
         print(f"extract_patches: {error}", file=sys.stderr)
         return 2
+    tell_failures("extract_patches", rows)
     print(json.dumps({status: sum(row["status"] == status for row in rows) for status in {r["status"] for r in rows}}))
     return 0 if any(row["status"] in ("ok", "empty") for row in rows) else 2
+
+
+def tell_failures(name: str, rows: list[dict[str, Any]]) -> None:
+    """The first few by name; the manifest has all."""
+    bad = [row for row in rows if row["status"] in ("failed", "busy")]
+    for row in bad[:5]:
+        print(f"{name}: {row['slide']}: {row['reason']}", file=sys.stderr)
+    if len(bad) > 5:
+        print(f"{name}: … and {len(bad) - 5} more: see manifest.csv", file=sys.stderr)
 
 
 def one_slide(entry, progress, *, request: Request, output: Output, threads: int):
