@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
+import openslide
 import tifffile
+from PIL import Image
 
 from slides.pyramid import JPEG, Encoding, write_array
 
@@ -178,3 +180,26 @@ def _set_tile(path: Path, level: int, index: int, offset: int, count: int) -> Pa
             values[index] = value
             tag.overwrite(values if len(values) > 1 else values[0])
     return path
+
+
+def openslide_level(path: Path, level: int = 0) -> np.ndarray:
+    """A whole level as openslide reads it, uint8 (h, w, 3), transparent pixels white.
+
+    Read in one piece: a corner that is no whole pixel of the level would be blended by openslide.
+    """
+    with openslide.OpenSlide(path) as slide:
+        rgba = slide.read_region((0, 0), level, slide.level_dimensions[level])
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    return np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
+
+
+def rectangle(pixels: np.ndarray, x: int, y: int, width: int, height: int) -> np.ndarray:
+    """A part of an image; white where it reaches beyond."""
+    margin = width + height + abs(x) + abs(y)
+    padded = np.pad(pixels, ((margin, margin), (margin, margin), (0, 0)), constant_values=255)
+    return padded[y + margin : y + margin + height, x + margin : x + margin + width]
+
+
+def psnr(one: np.ndarray, two: np.ndarray) -> float:
+    """In dB."""
+    return float(10 * np.log10(255**2 / max(((one.astype(float) - two) ** 2).mean(), 1e-9)))
