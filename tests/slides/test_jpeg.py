@@ -42,7 +42,7 @@ def file_of(encoding: Encoding, tile: np.ndarray = TILE) -> bytes:
 def decoders(file: bytes) -> list[np.ndarray]:
     return [
         np.asarray(Image.open(io.BytesIO(file)).convert("RGB")),
-        cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR)[..., ::-1],
+        np.asarray(cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR))[..., ::-1],
         simplejpeg.decode_jpeg(file, "RGB"),
         imagecodecs.jpeg8_decode(file),
     ]
