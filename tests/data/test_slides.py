@@ -36,7 +36,7 @@ from slides.patches import read_patches
 from slides.pyramid import APERIO, JPEG, LOSSLESS
 from tests.data.test_module import data
 from tests.data.test_pairs import keys, trace
-from tests.slides.toys import break_header, tile_bytes, toy_slide, truncate
+from tests.slides.toys import break_header, tile_bytes, toy_pixels, toy_slide, truncate
 from tests.test_configs import TINY, composed
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -128,6 +128,18 @@ def test_exact_pixels_are_png_of_the_slides_own(folder: Path) -> None:
         coords = np.asarray([[raw.meta["x"], raw.meta["y"]]])
         (chunk,) = read_patches(slide, one, coords, lambda pixels, status: pixels, exact=True)
     assert np.array_equal(pixels(raw.image), chunk.value[0])
+
+
+def test_recoloured_tiles_do_not_pass_through(folder: Path, tmp_path: Path) -> None:
+    Image.fromarray(toy_pixels(300, 200, seed=9)[0][..., ::-1]).save(tmp_path / "target.png")
+    stain = {"stain": "reinhard", "stain_target": str(tmp_path / "target.png"), "exact": True}
+    asis, stained = cohort(folder, slides={"exact": True}), cohort(folder, slides=stain)
+    assert asis.read(5).image[:2] == b"\xff\xd8"  # the stored tile is exact by itself
+    before, after = (pixels(source.read(5).image).astype(int) for source in (asis, stained))
+    tissue = before.min(-1) < 200
+    assert tissue.sum() > 1000 and before[tissue].mean(0)[2] < before[tissue].mean(0)[0]
+    assert after[tissue].mean(0)[2] > after[tissue].mean(0)[0]  # blue, as the target
+    assert asis.fingerprint() != stained.fingerprint()
 
 
 def test_metadata_is_provenance_and_the_tables_columns(folder: Path) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
+from slides.colours import recolour
 from slides.dataset import Handles, SlidePatches
 from slides.entry import Entry
 from slides.errors import SlideError, TileError
@@ -19,7 +22,7 @@ from slides.patches import read_patches
 from slides.plan import make_plan, plan_at
 from slides.request import Request
 from slides.tiff import TiffSlide
-from tests.slides.toys import break_header, empty_tile, toy_slide
+from tests.slides.toys import break_header, empty_tile, toy_pixels, toy_slide
 
 WHOLE = Request(size=96, mpp=0.25, overlap=32, tissue="none", coverage=0.0, remove=())
 
@@ -124,6 +127,20 @@ def test_corrupt_patches_are_marked_or_raised(tmp_path: Path) -> None:
         raising[bad]
     good = next(n for n in range(len(plan)) if marked[n]["status"] == "ok")
     assert plain([raising[good]]) == plain([marked[good]])  # the slide is not lost with its tile
+
+
+def test_colours_are_changed_as_the_request_has_it(paths: list[Path], tmp_path: Path) -> None:
+    target = tmp_path / "target.png"
+    Image.fromarray(toy_pixels(300, 200, seed=9)[0][..., ::-1]).save(target)  # blue where the slides are pink
+    request = replace(WHOLE, stain="reinhard", stain_target=str(target))
+    asis, stained = SlidePatches.of(paths, WHOLE), SlidePatches.of(paths, request)
+    with open_slide(paths[1]) as slide:
+        change = recolour(slide, request, stained.plans[1])
+    assert change is not None
+    for number in sorted(range(88, 176), key=lambda n: asis[n]["image"].mean())[:3]:  # of the second slide, on tissue
+        before, after = asis[number]["image"], stained[number]["image"]
+        assert np.array_equal(after, change(before[None])[0])
+        assert np.abs(before.astype(int) - after).mean() > 10
 
 
 def test_places_of_somebody_elses_choice(paths: list[Path]) -> None:
