@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
+from slides import jpeg
 from slides.errors import SlideError, TileError
 from slides.patches import CHUNK, CORRUPT, OK, Chunk, read_patches
 from slides.plan import Plan
@@ -87,14 +88,15 @@ def stream(
     def read(some: np.ndarray, workers: int) -> Iterator[Chunk[Made]]:
         return read_patches(slide, plan.geometry, some, then, exact=exact, threads=workers)
 
-    whole = change is None and want_files and not want_pixels and encoding.format == "jpeg" and encoding.passthrough
+    whole = change is None and want_files and encoding.format == "jpeg" and encoding.passthrough
     tiles = stored_tiles(slide, plan, coords) if whole else None
     if tiles is None or not (tiles >= 0).all(axis=1).any():
         yield from read(coords, threads)
         return
     for first in range(0, len(coords), CHUNK):
         part = slice(first, first + CHUNK)
-        yield _passed(slide, plan.geometry.level, coords[part], tiles[part], first, read)
+        chunk = _passed(slide, plan.geometry.level, coords[part], tiles[part], first, read)
+        yield _with_pixels(chunk, plan.geometry.size) if want_pixels else chunk
 
 
 def stored_tiles(slide: Slide, plan: Plan, coords: np.ndarray) -> np.ndarray | None:
@@ -145,3 +147,18 @@ def _passed(
                 files[here], status[here] = (chunk.value.files or [])[k], chunk.status[k]
             broken += chunk.broken
     return Chunk(first, status, Made(files, None), tuple(dict.fromkeys(broken)))
+
+
+def _with_pixels(chunk: Chunk[Made], size: int) -> Chunk[Made]:
+    """The files' own pixels beside them; what does not decode is corrupt after all."""
+    files, status, broken = list(chunk.value.files or []), chunk.status.copy(), list(chunk.broken)
+    pixels = np.full((len(files), size, size, 3), 255, np.uint8)
+    for k, file in enumerate(files):
+        if not file:
+            continue
+        try:
+            pixels[k] = jpeg.decode(file, size, size, 1)
+        except jpeg.BrokenJpeg as error:
+            files[k], status[k] = b"", CORRUPT
+            broken.append(str(error))
+    return Chunk(chunk.first, status, Made(files, pixels), tuple(dict.fromkeys(broken)))
