@@ -4,7 +4,8 @@
 
 gives `slides/ID.svs`, `truth/ID.geojson` (an annotation per class, as QuPath opens them, and the ink), `slides.csv`
 (slide, path, mpp, label, patient) and, where asked for, `captions.jsonl` in the layout of PathGen-1.6M: one object per
-patch with `wsi_id`, `position` (level-0 x and y of the upper left corner, as text), `caption` and `file_id`.
+patch with `wsi_id`, `position` (level-0 x and y of the upper left corner, as text), `caption` and `file_id`, and
+beside them `label` (the class of its tissue) and `patient`.
 """
 
 from __future__ import annotations
@@ -113,8 +114,10 @@ def captions(slide: SlidePhantom, count: int, side: int) -> list[dict[str, Any]]
             "position": [str(x), str(y)],
             "caption": slide.captions(x, y, side)[0],
             "file_id": file,
+            "label": name,
+            "patient": slide.patient,
         }
-        for x, y, _ in slide.positions(count, side)
+        for x, y, name in slide.positions(count, side)
     ]
 
 
