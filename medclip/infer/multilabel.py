@@ -42,8 +42,9 @@ def parse_pairs(prompts: Sequence[Mapping[str, str] | Sequence[str]]) -> list[Pr
         sides = [given.get("positive"), given.get("negative")] if isinstance(given, Mapping) else given
         if isinstance(sides, str) or len(sides) != 2 or not all(isinstance(side, str) for side in sides):
             raise UserError(f"prompts: {given!r} is no pair: write [positive, negative], e.g. ['{{}}', 'no {{}}']")
-        pair = PromptPair(*sides)
-        fill(pair.positive, ""), fill(pair.negative, "")
+        pair = PromptPair(str(sides[0]), str(sides[1]))
+        for template in (pair.positive, pair.negative):
+            fill(template, "")
         if pair.positive == pair.negative:
             raise UserError(f"prompts: both sides of a pair are {pair.positive!r}, which tells nothing apart")
         pairs.append(pair)
