@@ -4,8 +4,10 @@
 known to be within the limit. `Picture.pixels` decodes. What a value means is settled here, once:
 
 - Unsigned integers are scaled by the range of their bit depth: 16-bit by 1/257, 12-bit TIFF by 1/16.06 (Pillow clips
-  16-bit greys at 255, or drops their low byte). Signed integers and floats have no such range: floats within
-  [0, 1] are taken as such, anything else is stretched from its least finite value to its greatest.
+  16-bit greys at 255, or drops their low byte). Detectors fill 10, 12 or 14 bits, and their greys are stored as 16: a
+  16-bit grey without a value beyond 1023, 4095 or 16383 is scaled by that, or an X-ray of 12 bits would be sixteen
+  nearly black tones. Signed integers and floats have no such range: floats within [0, 1] are taken as such, anything
+  else is stretched from its least finite value to its greatest.
 - Whatever is transparent lies on white. Palettes are looked up. CMYK is read as Pillow does, without a colour profile;
   Adobe's inverted JPEGs are turned round.
 - EXIF and TIFF orientation are honoured; width and height are those of the upright image.
@@ -13,7 +15,8 @@ known to be within the limit. `Picture.pixels` decodes. What a value means is se
 - A JPEG that ends early is refused, not half grey; bytes too many between its segments are forgiven.
 
 JPEG goes through libjpeg-turbo (simplejpeg), TIFF through tifffile, 16-bit PNG through imagecodecs, the rest through
-Pillow, which may try no other format than those named here. Its own ceiling of 179 million pixels holds as well.
+Pillow, which may try no other format than those named here. Its own ceiling of 179 million pixels holds as well. DICOM
+has its own file, `data/dicom.py`.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
 ORIENTATION_TAG = 0x0112
 # libjpeg's warnings that leave every pixel in place.
 _HARMLESS = ("extraneous bytes", "Adobe color transform", "JFIF revision", "Invalid SOS parameters")
+_BARE_DICOM = (b"\x02\0", b"\x08\0")  # the first group of a file without preamble
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -74,23 +78,37 @@ def broken_is_bad() -> Iterator[None]:
         raise BadSample("broken image", " ".join(f"{type(error).__name__}: {error}".split())[:200]) from None
 
 
-def open_picture(data: bytes, max_pixels: int) -> Picture:
+def open_picture(data: bytes, max_pixels: int, *, burned_in: bool = False) -> Picture:
     """Read the header of an image file.
 
+    Args:
+        data: the file.
+        max_pixels: more are refused.
+        burned_in: take DICOM pictures that say they hold burned-in annotation.
+
     Raises:
-        BadSample: no image that we read, a broken one, or one of more than `max_pixels` pixels.
+        BadSample: no image that we read, a broken one, or one that is refused.
     """
     if not data:
         raise BadSample("broken image", "no bytes")
     if data[:2] == b"\xff\xd8":
         return _open_jpeg(data, max_pixels)
+    if data[128:132] == b"DICM" or data[:2] in _BARE_DICOM:
+        from medclip.data.dicom import open_dicom  # here: pydicom takes a while, and few need it
+
+        return open_dicom(data, max_pixels, burned_in=burned_in)
     with broken_is_bad():
         if data[:4] in _TIFF_MAGIC:
             return _open_tiff(data, max_pixels)
         return _open_other(data, max_pixels)
 
 
-def _check_size(height: int, width: int, max_pixels: int) -> None:
+def check_size(height: int, width: int, max_pixels: int) -> None:
+    """Refuse a picture by the size that its header says.
+
+    Raises:
+        BadSample: no pixels, or too many.
+    """
     if height < 1 or width < 1:
         raise BadSample("broken image", f"{width} x {height} pixels")
     if height * width > max_pixels:
@@ -107,7 +125,7 @@ def _open_jpeg(data: bytes, max_pixels: int) -> Picture:
         with broken_is_bad(), Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
             width, height = image.size
         turbo = False
-    _check_size(height, width, max_pixels)
+    check_size(height, width, max_pixels)
 
     def pixels(factor: int) -> np.ndarray:
         if turbo:
@@ -149,14 +167,15 @@ def _open_other(data: bytes, max_pixels: int) -> Picture:
     """PNG, WebP, GIF and BMP."""
     image = Image.open(io.BytesIO(data), formats=["PNG", "WEBP", "GIF", "BMP"])
     width, height = image.size
-    _check_size(height, width, max_pixels)
+    check_size(height, width, max_pixels)
     # Pillow turns 16-bit colours into 8 bits and leaves 16-bit greys as they are, so the depth is read from IHDR.
     deep = image.format == "PNG" and data[24] == 16
 
     def pixels(_: int) -> np.ndarray:
         with broken_is_bad():
             if deep:
-                return _to_rgb(_scaled(imagecodecs.png_decode(data), 16))
+                array = imagecodecs.png_decode(data)
+                return _to_rgb(_scaled(array, _filled_bits(array) if array.ndim == 2 else 16))
             if image.has_transparency_data:
                 return _to_rgb(np.asarray(image.convert("RGBA")))
             return np.asarray(image.convert("RGB"))
@@ -168,9 +187,9 @@ def _open_tiff(data: bytes, max_pixels: int) -> Picture:
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
         page = _first_page(tiff)
         height, width = page.imagelength, page.imagewidth
-        _check_size(height, width, max_pixels)
+        check_size(height, width, max_pixels)
         if page.is_tiled:
-            _check_size(page.tilelength, page.tilewidth, max_pixels)
+            check_size(page.tilelength, page.tilewidth, max_pixels)
         if page.imagedepth != 1 or not 1 <= page.samplesperpixel <= 5:
             raise BadSample("unsupported image", f"TIFF of {page.samplesperpixel} channels, depth {page.imagedepth}")
         extents = zip(page.dataoffsets, page.databytecounts, strict=True)
@@ -204,7 +223,8 @@ def _tiff_rgb(page: tifffile.TiffPage) -> np.ndarray:
     if photometric == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None:
         # Writers fill 16 bits with 256 v or 257 v; the high byte is v for both.
         return (page.colormap.T >> 8).astype(np.uint8)[array[..., 0]]
-    array = _scaled(array, page.bitspersample)
+    deep = array.dtype == np.uint16 and channels == 1 and page.bitspersample == 16
+    array = _scaled(array, _filled_bits(array) if deep else page.bitspersample)
     if photometric == tifffile.PHOTOMETRIC.SEPARATED and channels >= 4:
         return np.asarray(Image.fromarray(np.ascontiguousarray(array[..., :4]), "CMYK").convert("RGB"))
     if photometric in (tifffile.PHOTOMETRIC.MINISWHITE, tifffile.PHOTOMETRIC.MINISBLACK):
@@ -241,6 +261,12 @@ def _scaled(array: np.ndarray, bits: int) -> np.ndarray:
         low, high = 0.0, 1.0
     array = np.nan_to_num(array, nan=low, posinf=high, neginf=low)
     return np.rint((array - low) * (255 / max(high - low, np.finfo(np.float64).tiny))).astype(np.uint8)
+
+
+def _filled_bits(grey: np.ndarray) -> int:
+    """How many of a 16-bit grey's bits its detector had: 10, 12, 14 or 16."""
+    most = int(grey.max(initial=0))
+    return next(bits for bits in (10, 12, 14, 16) if most < 1 << bits)
 
 
 def _to_rgb(array: np.ndarray) -> np.ndarray:

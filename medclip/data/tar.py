@@ -19,7 +19,7 @@ from medclip.data.http import public
 from medclip.data.packed import Packed
 from medclip.types import UserError
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif")
+IMAGES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif", "dcm", "dicom")
 # Two-part extensions are those of DataCompDR (MobileCLIP's reinforced shards).
 _COMPOUND = ("syn.json", "paug.json", "pth.gz")
 KNOWN = frozenset(
