@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from timm.layers.attention import Attention
+from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
 Pool = Literal["token", "mean"]
