@@ -324,7 +324,7 @@ def _row(entry: Entry, plan: Plan, mark: str) -> dict[str, Any]:
         "level": one.level,
         "read_size": one.read,
         "settings": mark,
-    } | {name: value for name, value in plan.facts.items()}
+    } | {name: None if value != value else value for name, value in plan.facts.items()}  # JSON has no NaN
 
 
 def _failed(entry: Entry, status: str, reason: str, mark: str) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import shutil
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -130,7 +129,7 @@ class SlideWork:
             return False
         if row["status"] == "ok" and not self.target.exists():
             return False
-        self.row = row
+        self.row = {key: value for key, value in row.items() if key != "table"}
         return True
 
     def _take_up(self, slide: Slide, request: Request) -> Plan:
@@ -168,7 +167,7 @@ class SlideWork:
         try:
             with np.load(self._block(first), allow_pickle=False) as file:
                 status, features = file["status"], file["features"]
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        except Exception:  # a damaged zip makes its readers raise anything
             return None
         fits = first + len(status) <= len(self) and len(features) == int((status != CORRUPT).sum()) and len(status)
         return (status, features) if fits else None
@@ -255,7 +254,9 @@ class SlideWork:
             self.close()
 
     def _note(self) -> None:
-        write_whole(self.state.with_name(f"{self.entry.slide}.json"), orjson.dumps(self.row))
+        # With what the user's table says, for the index that also other runs write.
+        row = self.row | {"table": {key: str(value) for key, value in self.entry.extra.items()}}
+        write_whole(self.state.with_name(f"{self.entry.slide}.json"), orjson.dumps(row))
 
     def close(self) -> None:
         """Let go of the file and the lock."""

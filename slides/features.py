@@ -31,7 +31,7 @@ from slides.errors import SlideError
 from slides.feature_work import FeatureOutput, SlideWork, Told
 from slides.files import renamed
 from slides.h5 import place
-from slides.manifest import write_manifest
+from slides.manifest import done_rows, write_manifest
 from slides.progress import Meter
 from slides.request import Request, digest
 from slides.run import claim
@@ -92,7 +92,7 @@ def extract_features(
     finally:
         meter.say(last=True)
         rows = write_manifest(folder, entries, run.rows)
-        _write_index(folder, entries, rows, output.format)
+        _write_index(folder, entries, output.format)
     return Report(rows, run.waited / max(run.total, 1e-9))
 
 
@@ -243,16 +243,18 @@ def batched(
         yield np.concatenate(parts), owners
 
 
-def _write_index(folder: Path, entries: Sequence[Entry], rows: Sequence[dict[str, Any]], ending: str) -> None:
-    """index.parquet: slides with features, and what the user's table says of them."""
-    by = {entry.slide: entry for entry in entries}
-    table = [
-        {k: str(v) for k, v in by[row["slide"]].extra.items()}
+def _write_index(folder: Path, entries: Sequence[Entry], ending: str) -> None:
+    """index.parquet: the slides that any run has written features of, and what the user's table says of them."""
+    tables = {entry.slide: {key: str(value) for key, value in entry.extra.items()} for entry in entries}
+    rows = [
+        tables.get(row["slide"], row.get("table") or {})
         | {k: row.get(k) for k in ("slide", "patches", "dim", "mpp", "path")}
         | {"file": f"{row['slide']}.{ending}"}
-        for row in rows
+        for row in done_rows(folder / "state").values()
         if row.get("status") == "ok"
     ]
-    if table:
+    if rows:
+        # from_pylist alone takes the columns of the first row.
+        columns = dict.fromkeys(name for row in rows for name in row)
         with renamed(folder / "index.parquet") as part:
-            pq.write_table(pa.Table.from_pylist(table), part)
+            pq.write_table(pa.Table.from_pylist([dict.fromkeys(columns) | row for row in rows]), part)

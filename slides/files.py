@@ -34,7 +34,9 @@ def written(what: Path) -> Iterator[None]:
             remedy = "make room and give the same command again: it goes on where it stopped"
         else:
             remedy = "choose another output folder"
-        raise OutputError(f"cannot write {name} ({error.strerror or error}): {remedy}") from error
+        # HDF5 puts a page of its own where others have a few words.
+        why = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+        raise OutputError(f"cannot write {name} ({why}): {remedy}") from error
 
 
 def write_whole(path: Path, content: bytes | Iterable[bytes], *, durable: bool = True) -> None:

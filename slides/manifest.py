@@ -48,6 +48,8 @@ def write_manifest(
         row = dict((more or {}).get(entry.slide, {})) or done.get(entry.slide)
         done.pop(entry.slide, None)
         rows.append(row or {"slide": entry.slide, "path": entry.path, "status": "pending"})
+    for row in (*rows, *done.values()):
+        row.pop("table", None)  # the columns of the user's own table, which are for index.parquet
     everything = rows + list(done.values())
     columns = list(dict.fromkeys([*FIRST, *(name for row in everything for name in row)]))
     text = io.StringIO()
