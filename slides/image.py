@@ -15,13 +15,12 @@ from slides.assemble import blank
 from slides.errors import SlideError
 from slides.openslides import on_white
 from slides.reader import Level
-from slides.tiff import samples_on_white
+from slides.tiff import DEEP, samples_on_white
 
 MAX_PIXELS = 400_000_000  # 1.2 GB in memory
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 _KINDS = ((0, 1), (1, 1), (2, 3), (2, 4))  # TIFF's photometric, samples a pixel
 _MEND = "convert it to 8-bit RGB"
-_DEEP = "its pixels have 16 bits; a slide has 8: convert it, scaled as its scanner's manual says"
 
 
 class ImageSlide:
@@ -114,7 +113,7 @@ def _other(path: Path, file: BinaryIO, head: bytes, max_pixels: int) -> tuple[np
     with Image.open(file, formats=_FORMATS) as image:
         _check(path, *image.size, max_pixels)
         if image.mode.startswith(("I", "F")) or (image.format == "PNG" and head[24] == 16):
-            raise SlideError(f"{path}: {_DEEP}")
+            raise SlideError(f"{path}: {DEEP}")
         properties = {"openslide.vendor": f"{image.format}".lower()}
         # Dots an inch stand in most images for nothing; `mpp` refuses what is no scanner's.
         if isinstance(dpi := image.info.get("dpi"), tuple) and all(dpi):
@@ -133,7 +132,7 @@ def _tiff(path: Path, file: BinaryIO, max_pixels: int) -> tuple[np.ndarray, dict
             raise SlideError(f"{path}: a TIFF without an image")
         _check(path, page.imagewidth, page.imagelength, max_pixels)
         if page.bitspersample > 8:
-            raise SlideError(f"{path}: {_DEEP}")
+            raise SlideError(f"{path}: {DEEP}")
         kind = (int(page.photometric), page.samplesperpixel)
         jpeg = page.compression in (6, 7)  # whose YCbCr tifffile converts
         if page.dtype != np.uint8 or not (kind in _KINDS or (jpeg and kind == (6, 3))):

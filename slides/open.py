@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import openslide
@@ -22,6 +22,7 @@ from slides.tiff import JPEG2000, MAX_TILE, Plane, TiffSlide, UnfitTiff, plane
 _log = logging.getLogger(__name__)
 # tifffile tells stderr of each oddity; what matters of them becomes an error of ours.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
+_MOST_PAGES = 10_000
 # Of openslide's formats, those whose levels are plain tiled pages, without overlaps or several areas.
 _PLAIN = ("aperio", "generic-tiff")
 
@@ -102,7 +103,7 @@ def _planes(path: Path, sizes: tuple[tuple[int, int], ...], exact: bool) -> list
     """
     try:
         with tifffile.TiffFile(path) as tiff:
-            pages = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
+            pages = _tiled_pages(path, tiff.pages)
             bysize = {(page.imagewidth, page.imagelength): page for page in reversed(pages)}
             most = max((count for page in pages for count in page.databytecounts), default=0)
             try:
@@ -122,6 +123,20 @@ def _planes(path: Path, sizes: tuple[tuple[int, int], ...], exact: bool) -> list
         raise SlideError(f"{path}: its header is broken ({why}): copy or export it again") from None
 
 
+def _tiled_pages(path: Path, pages: Iterable[tifffile.TiffPage | tifffile.TiffFrame]) -> list[tifffile.TiffPage]:
+    """Those with tiles. tifffile would follow headers that point back to each other for ever.
+
+    Raises:
+        SlideError: they do, or there are too many.
+    """
+    seen: dict[int, tifffile.TiffPage | tifffile.TiffFrame] = {}
+    for page in pages:
+        if page.offset in seen or len(seen) == _MOST_PAGES:
+            raise SlideError(f"{path}: its header is broken: its images go round, or are too many: copy it again")
+        seen[page.offset] = page
+    return [page for page in seen.values() if isinstance(page, tifffile.TiffPage) and page.is_tiled]
+
+
 def _ome(path: Path) -> Callable[[float | None], TiffSlide] | None:
     """How to open it where it is a tiled OME-TIFF, else None."""
     try:
@@ -131,7 +146,7 @@ def _ome(path: Path) -> Callable[[float | None], TiffSlide] | None:
                 return None
             properties = ome_properties(path.name, xml)
             page = tiff.pages.first
-            levels = [page, *(page.pages or ())] if isinstance(page, tifffile.TiffPage) else []
+            levels = [page, *_tiled_pages(path, page.pages or ())] if isinstance(page, tifffile.TiffPage) else []
             size0 = (levels[0].imagewidth, levels[0].imagelength)
             planes = [plane(one, exact_downsample(size0, (one.imagewidth, one.imagelength))) for one in levels]
             icc = page.iccprofile if isinstance(page, tifffile.TiffPage) else None
@@ -164,7 +179,7 @@ def _tiled(path: Path) -> tuple[list[Plane], Mapping[str, str], bytes | None] | 
     """A tiled TIFF that openslide does not know (grey, RGBA), as one level or more."""
     try:
         with tifffile.TiffFile(path) as tiff:
-            pages = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
+            pages = _tiled_pages(path, tiff.pages)
             if not pages:
                 return None
             size0 = (pages[0].imagewidth, pages[0].imagelength)

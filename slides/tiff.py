@@ -26,6 +26,7 @@ from slides.reader import Level
 _JPEG = 7
 JPEG2000 = (33005, 34712)  # RGB. Aperio's 33003 (YCbCr) is left to openslide
 _LOSSLESS = (1, 5, 8, 32946, 32773, 34925, 50000)  # none, LZW, deflate, packbits, LZMA, zstd
+DEEP = "its pixels have more than 8 bits: convert them to 8, scaled as its scanner's manual says"
 MAX_TILE = 1 << 26  # bytes of a stored tile, and pixels of one; no scanner comes near
 
 
@@ -76,6 +77,8 @@ def plane(page: tifffile.TiffPage, downsample: float) -> Plane:
             f"{page.parent.filename}: its header is broken: {len(page.dataoffsets)} tiles of {page.tilewidth} x "
             f"{page.tilelength} for {page.imagewidth} x {page.imagelength} pixels: copy or export it again"
         )
+    if bits > 8:  # openslide would take the upper eight, which are black where a camera has twelve
+        raise SlideError(f"{page.parent.filename}: {DEEP}")
     if bits != 8 or page.sampleformat not in (1, None):
         raise UnfitTiff(f"its samples have {bits} bits")
     if page.planarconfig != 1 and samples > 1:
