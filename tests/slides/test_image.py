@@ -32,7 +32,7 @@ def read(path: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("ending", ["png", "bmp", "webp", "tif"])
 def test_lossless_formats_come_back_to_the_bit(tmp_path: Path, ending: str) -> None:
-    path = saved(tmp_path / f"{AWKWARD_NAME}.{ending}", **({"lossless": True} if ending == "webp" else {}))
+    path = saved(tmp_path / f"{AWKWARD_NAME}.{ending}", lossless=True)  # which only WebP heeds
     with open_slide(path, mpp=0.5) as slide:
         assert isinstance(slide, ImageSlide) and slide.levels[0].tile is None
         assert np.array_equal(slide.read(0, 0, 0, 240, 170), PIXELS)
@@ -121,7 +121,7 @@ def test_sixteen_bits_are_not_guessed_at(tmp_path: Path) -> None:
     png = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
     (tmp_path / "rgb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + png)  # Pillow would halve it without a word
     for name in ("a.png", "a.tif", "rgb.tif", "f.tif", "rgb.png"):
-        with pytest.raises(SlideError, match=rf"{name}: its pixels have 16 bits"):
+        with pytest.raises(SlideError, match=rf"{name}: its pixels have more than 8 bits"):
             open_slide(tmp_path / name, mpp=0.5)
 
 
