@@ -61,7 +61,10 @@ class Batch(TypedDict, total=False):
     """
 
     image: Tensor  # uint8 (b, 3, h, w) as decoded, normalised by the model on its device; or float, already normalised
-    text: Tensor  # int64 (b, context_length) token ids
+    text: Tensor  # int64 (b, context_length) token ids; absent where the model has no tokenizer
+    label: Tensor  # float32 (b, c): 1 present, 0 absent, NaN not known (to be ignored)
+    mean: Tensor  # float32 (b, 3): statistics of each row's own data set, on a 0..1 scale, in place of the model's
+    std: Tensor  # float32 (b, 3)
     key: list[str]  # n <= b keys of the real rows
     meta: list[dict[str, Any]]  # metadata of the real rows, where a consumer asked for it
     skipped: int  # samples that this batch should have had, but that could not be used

@@ -50,10 +50,17 @@ class Augment(Protocol):
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray: ...
 
 
-def evaluation_fit(preprocess: Preprocess, height: int, width: int) -> Fit:
-    """The box, size and window of open_clip's evaluation transform (`open_clip.transform.image_transform`)."""
+def evaluation_fit(preprocess: Preprocess, height: int, width: int, resize: int | None = None) -> Fit:
+    """The box, size and window of open_clip's evaluation transform (`open_clip.transform.image_transform`).
+
+    With `resize`, those of torchvision's `Resize(resize)` and `CenterCrop(size)`, by which classifiers are tested: the
+    shorter side becomes `resize` pixels, whatever `preprocess.resize_mode` says.
+    """
     target_height, target_width = preprocess.size
-    if preprocess.resize_mode == "squash":
+    if resize is not None:
+        scaled = int(resize * max(height, width) / min(height, width))
+        resized = (resize, scaled) if height <= width else (scaled, resize)
+    elif preprocess.resize_mode == "squash":
         resized = (target_height, target_width)
     elif preprocess.resize_mode == "shortest" and target_height == target_width:
         # torchvision's Resize(int) cuts the longer side off to an integer where ResizeKeepRatio rounds.
@@ -133,7 +140,7 @@ def _on_grid(start: int, last: int, grid: int) -> int:
 
 @dataclass(frozen=True)
 class Flip:
-    """Mirror left and right with probability `p`. Not for images whose sides mean something, such as chest X-rays."""
+    """Mirror left and right with probability `p`. It moves a chest X-ray's heart to the other side."""
 
     p: float = 0.5
 

@@ -40,16 +40,23 @@ def read_image(
     rng: np.random.Generator | None = None,
     exact: bool = False,
     max_pixels: int = 89_000_000,
+    resize: int | None = None,
+    burned_in: bool = False,
+    refuse_flat: bool = False,
 ) -> np.ndarray:
     """Decode one image file and bring it to the model's size.
 
     Args:
-        data: a JPEG, PNG, WebP, TIFF, GIF or BMP file (see `data/formats.py` for how values become 8-bit RGB).
+        data: a JPEG, PNG, WebP, TIFF, GIF, BMP or DICOM file (see `data/formats.py` and `data/dicom.py` for how values
+            become 8-bit RGB).
         preprocess: size, resize mode, interpolation and fill colour.
         crop: random part of the image, as in open_clip's training transform; None for its evaluation transform.
         rng: the only source of randomness; needed with `crop`.
         exact: bit-identical to open_clip's PIL path, for the same box.
         max_pixels: larger images are refused by their header.
+        resize: pixels of the shorter side before the centre crop, in the evaluation transform.
+        burned_in: take DICOM pictures that say they hold burned-in annotation.
+        refuse_flat: refuse pictures of one colour.
 
     Returns:
         uint8 (height, width, 3) of `preprocess.size`.
@@ -57,9 +64,9 @@ def read_image(
     Raises:
         BadSample: the bytes are no readable image, or too large a one.
     """
-    picture = open_picture(data, max_pixels)
+    picture = open_picture(data, max_pixels, burned_in=burned_in)
     if crop is None:
-        fit = evaluation_fit(preprocess, picture.height, picture.width)
+        fit = evaluation_fit(preprocess, picture.height, picture.width, resize)
     else:
         if rng is None:
             raise ValueError("a random crop needs a generator")
@@ -67,13 +74,13 @@ def read_image(
     if fit.resized[0] * fit.resized[1] > max_pixels:
         raise BadSample("over pixel limit", f"{picture.width} x {picture.height} pixels is too elongated to resize")
     # open_clip passes the interpolation on in some of its transforms and takes bicubic in the others.
-    oblong = preprocess.resize_mode == "shortest" and preprocess.size[0] != preprocess.size[1]
+    oblong = resize is None and preprocess.resize_mode == "shortest" and preprocess.size[0] != preprocess.size[1]
     bilinear = preprocess.interpolation == "bilinear" and crop is None and not oblong
-    if exact:
-        image = _resize_exact(picture.pixels(1), fit, bilinear)
-    else:
-        factor = reduction(picture, fit, len(data))
-        image = _resize_fast(picture.pixels(factor), factor, fit, bilinear)
+    factor = 1 if exact else reduction(picture, fit, len(data))
+    decoded = picture.pixels(factor)
+    if refuse_flat and decoded.min() == decoded.max():
+        raise BadSample("zero contrast", f"every pixel is {decoded.min()}")
+    image = _resize_exact(decoded, fit, bilinear) if exact else _resize_fast(decoded, factor, fit, bilinear)
     image = _window(image, fit.offset, preprocess)
     if crop is not None and rng is not None:
         for augment in crop.then:

@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 from torch.utils.data import DataLoader
 
 from medclip.data.bad import BadSample
 from medclip.data.captions import CaptionRule
+from medclip.data.declared import Declared, Rows, classes, declarations
 from medclip.data.decode import read_image
 from medclip.data.filters import has_field, lookup
 from medclip.data.ledger import Bad
@@ -40,6 +42,8 @@ class EvalSet:
         captions: field, or rule as in `CaptionRule`, all of whose texts belong to the image; True for the text member.
         group: field of what the bootstrap draws (patient, case); None takes every sample by itself.
         limit: at most this many samples, drawn evenly over the set, the same every time.
+        labels: how a vector of labels is made of each sample's metadata (see `labels`); `classes` are its names.
+        eval_resize: pixels of the shorter side before the centre crop; None for the model's own transform.
         exact: decode as open_clip's PIL transform does, bit for bit.
         max_pixels: larger images are refused before they are decoded.
         storage: `index`, `cache` and retry settings, as in `data.storage`.
@@ -57,6 +61,8 @@ class EvalSet:
         captions: str | bool | Mapping[str, Any] | None = None,
         group: str | None = None,
         limit: int | None = None,
+        labels: Mapping[str, Any] | None = None,
+        eval_resize: int | None = None,
         exact: bool = True,
         max_pixels: int = 89_000_000,
         storage: Mapping[str, Any] | None = None,
@@ -64,11 +70,15 @@ class EvalSet:
     ) -> None:
         rule = CaptionRule.parse(captions if captions is not None else False)
         configs = [{**source, "caption": rule} for source in sources]
+        declared = declarations(configs, labels)
+        self.classes = classes(declared)
         options = dict(storage or {})
         index = options.pop("index", None) if index is None else index
         self.sources = open_sources(configs, index=index, **options)
         self.problems = [problem for source in self.sources for problem in source.problems]
-        for source in self.sources:
+        for source, own in zip(self.sources, declared, strict=True):
+            if own.labels is not None:
+                own.labels.check(source)
             fields = [("the label", label), ("the group", group)]
             if rule.needs_meta and not rule.takes_text:
                 # Of several caption fields one may be enough: only where none is there something is wrong.
@@ -82,7 +92,9 @@ class EvalSet:
             places = np.sort(np.random.default_rng(0).permutation(len(places))[:limit])
         if not len(places):
             raise UserError("evaluation set is empty: give it at least one source")
-        self._reader = _Reader(self.sources, starts, places, rule, label, group, exact, max_pixels)
+        self._reader = _Reader(
+            self.sources, declared, starts, places, rule, label, group, exact, max_pixels, eval_resize
+        )
         self.bad: list[Bad] = []
 
     def __len__(self) -> int:
@@ -94,8 +106,9 @@ class EvalSet:
 
         Yields:
             Batches with `image` uint8 (batch_size, 3, h, w), `key`, and `meta`: a dict a sample of label (str or None),
-            captions (list), group (str) and raw (the metadata). Rows from `len(key)` on are zeros. `self.bad`
-            lists what was left out once the iteration is over.
+            captions (list), group (str) and raw (the metadata); with `labels`, `label` float32 (batch_size, c), NaN
+            where not known; `mean` and `std` float32 (batch_size, 3) where sources declare `statistics`. Image rows
+            from `len(key)` on are zeros. `self.bad` lists what was left out once the iteration is over.
 
         Raises:
             UserError: no sample could be used.
@@ -127,6 +140,7 @@ class EvalSet:
 @dataclass(frozen=True)
 class _Reader:
     sources: Sequence[Source]
+    declared: Sequence[Declared]
     starts: np.ndarray
     places: np.ndarray
     rule: CaptionRule
@@ -134,9 +148,13 @@ class _Reader:
     group: str | None
     exact: bool
     max_pixels: int
+    resize: int | None
 
-    def read(self, i: int, preprocess: Preprocess) -> tuple[np.ndarray, dict[str, Any]]:
+    def read(
+        self, i: int, preprocess: Preprocess
+    ) -> tuple[np.ndarray, dict[str, Any], Float32[np.ndarray, " c"] | None]:
         source, index = self.locate(i)
+        declared = self.of(i)
         raw = source.read(index, want_meta=True)
         meta = raw.meta or {}
         captions = self.rule.all(raw) if self.rule.wanted else []
@@ -150,7 +168,13 @@ class _Reader:
             "group": f"{i}:{raw.key}" if self.group is None else _value(fields, self.group, "group"),
             "raw": meta,
         }
-        return read_image(raw.image, preprocess, exact=self.exact, max_pixels=self.max_pixels), about
+        vector = declared.labels.vector(fields) if declared.labels is not None else None
+        options = {"exact": self.exact, "max_pixels": self.max_pixels, "resize": self.resize}
+        return read_image(raw.image, preprocess, burned_in=declared.burned_in, **options), about, vector
+
+    def of(self, i: int) -> Declared:
+        """What the source of sample i declares."""
+        return self.declared[int(np.searchsorted(self.starts, int(self.places[i]), side="right")) - 1]
 
     def locate(self, i: int) -> tuple[Source, int]:
         place = int(self.places[i])
@@ -172,6 +196,7 @@ class _Slots:
 
     def __getitem__(self, slot: int) -> tuple[Batch, list[Bad]]:
         images = np.zeros((self.batch_size, *self.preprocess.size, 3), dtype=np.uint8)
+        rows = Rows(self.batch_size, self.reader.declared, self.preprocess)
         keys: list[str] = []
         metas: list[dict[str, Any]] = []
         bad: list[Bad] = []
@@ -179,14 +204,17 @@ class _Slots:
             source, index = self.reader.locate(int(i))
             key = source.key(index)
             try:
-                image, meta = self.reader.read(int(i), self.preprocess)
+                image, meta, label = self.reader.read(int(i), self.preprocess)
             except BadSample as failure:
                 bad.append((key, failure.reason, failure.detail))
                 continue
             images[len(keys)] = image
+            rows.set(len(keys), label, self.reader.of(int(i)))
             keys.append(key)
             metas.append(meta)
-        return Batch(image=torch.from_numpy(images).permute(0, 3, 1, 2), key=keys, meta=metas), bad
+        batch = Batch(image=torch.from_numpy(images).permute(0, 3, 1, 2), key=keys, meta=metas)
+        rows.into(batch)
+        return batch, bad
 
 
 def _value(fields: Mapping[str, Any], name: str | None, role: str) -> str | None:

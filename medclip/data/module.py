@@ -1,26 +1,38 @@
 """The one LightningDataModule: opens the sources of a config and hands out resumable loaders.
 
 It asks the model what it eats (`task.model.preprocess`, `task.model.tokenizer`), so that the pixels and tokens of a
-run always fit its weights, and it carries the state of the stream in every checkpoint.
+run always fit its weights, and it carries the state of the stream in every checkpoint. A model whose tokenizer is None
+gets images, and labels where `labels` says how they are made.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 
+from medclip.data.augment import augmented
+from medclip.data.bad import BadSample
 from medclip.data.crop import RandomCrop
+from medclip.data.declared import Declared, classes, declarations
+from medclip.data.folders import FolderSource
+from medclip.data.index import default_folder
 from medclip.data.ledger import Ledger
 from medclip.data.order import EpochOrder, Part, Plan
 from medclip.data.pairs import PairLoader, PairReader
 from medclip.data.raw import Source
+from medclip.data.selection import check_apart, group_hashes
 from medclip.data.sources import open_sources, open_storage
+from medclip.data.tables import TableSource
 from medclip.types import UserError
+
+_log = logging.getLogger(__name__)
 
 
 class PairData(pl.LightningDataModule):
@@ -35,6 +47,12 @@ class PairData(pl.LightningDataModule):
         seed: of order, crops and caption choices.
         shuffle_buffer: samples of the shuffle buffer that goes over the permuted chunks.
         crop: random-resized crop of training images.
+        flip: probability of a mirrored training image, after the crop.
+        randaug: timm's RandAugment after that, e.g. "rand-m6-mstd0.5-inc1"; None for none.
+        eval_resize: pixels of the shorter side before the centre crop of validation images; None for the model's own
+            transform.
+        labels: how labels are made, see `labels`; a source's own `labels` come over it.
+        group: field of what may not be both in `sources` and in `val_sources` (the patient); None: not checked.
         decode: "fast", or "exact" for the pixels of open_clip's PIL transform.
         max_pixels: larger images are refused before they are decoded.
         max_bad_fraction: the run stops once more than this share of samples is bad.
@@ -54,6 +72,11 @@ class PairData(pl.LightningDataModule):
         seed: int = 0,
         shuffle_buffer: int = 16384,
         crop: RandomCrop | None = None,
+        flip: float = 0.0,
+        randaug: str | None = None,
+        eval_resize: int | None = None,
+        labels: Mapping[str, Any] | None = None,
+        group: str | None = None,
         decode: str = "fast",
         max_pixels: int = 89_000_000,
         max_bad_fraction: float = 0.05,
@@ -77,12 +100,18 @@ class PairData(pl.LightningDataModule):
             raise UserError(f"data.max_bad_fraction is {max_bad_fraction}: give a share from 0 to 1")
         self.configs = [dict(source) for source in sources]
         self.val_configs = [dict(source) for source in val_sources]
+        declared = declarations([*self.configs, *self.val_configs], labels, group)
+        self.declared, self.val_declared = declared[: len(sources)], declared[len(sources) :]
+        self.classes = classes(declared)
         self.batch_size = batch_size
         self.epochs = epochs
         self.workers = workers
         self.seed = seed
         self.shuffle_buffer = shuffle_buffer
         self.crop = crop
+        self.flip = flip
+        self.randaug = randaug
+        self.eval_resize = eval_resize
         self.exact = decode == "exact"
         self.max_pixels = max_pixels
         self.max_bad_fraction = max_bad_fraction
@@ -102,14 +131,56 @@ class PairData(pl.LightningDataModule):
         index = options.pop("index", None)
         self.storage = open_storage(**options)
         self._opened = []
+        if _model(self).tokenizer is None:  # no sample is bad for want of a caption
+            for config in (*self.configs, *self.val_configs):
+                config["caption"] = False
         self.sources = open_sources(self.configs, index=index, storage=self.storage, opened=self._count)
         self.val_sources = open_sources(self.val_configs, index=index, storage=self.storage)
+        both = list(zip([*self.sources, *self.val_sources], [*self.declared, *self.val_declared], strict=True))
+        for source, declared in both:
+            if declared.labels is not None:
+                declared.labels.check(source)
+        by = [declared.group for _, declared in both]
+        if self.val_sources and any(by):
+            folder = Path(index).expanduser() if index is not None else default_folder()
+            hashes = [
+                group_hashes(source, declared.group, folder) if declared.group else np.empty(0, np.int64)
+                for source, declared in both
+            ]
+            check_apart(hashes[: len(self.sources)], hashes[len(self.sources) :], next(filter(None, by)))
+
+    def _tell_of_empty_classes(self) -> None:
+        """Warn of classes about which nothing can be learned; where all metadata is at hand, for it is all read."""
+        if self.classes and all(isinstance(source, TableSource | FolderSource) for source in self.sources):
+            empty = [name for name, counts in self.label_counts().items() if not all(counts)]
+            if empty:
+                _log.warning(
+                    "data.sources have no sample with, or none without, %s: nothing can be learned of %s; leave %s out "
+                    "of labels.names, or take more data",
+                    *(", ".join(empty), *(["it"] if len(empty) == 1 else ["them"]) * 2),
+                )
+
+    def label_counts(self) -> dict[str, tuple[int, int]]:
+        """Samples of `sources` in which each class is present and absent; bad ones and unknown labels count in neither.
+
+        Reads the metadata of every sample.
+        """
+        counts = np.zeros((2, len(self.classes)), dtype=np.int64)
+        for source, declared in zip(self.sources, self.declared, strict=True):
+            if declared.labels is not None:
+                for i in range(len(source)):
+                    with suppress(BadSample):
+                        label = declared.labels.vector(source.fields(i))
+                        counts += label == 1, label == 0
+        return {name: (int(present), int(absent)) for name, present, absent in zip(self.classes, *counts, strict=True)}
 
     def _count(self, source: Source) -> None:
         self._opened.append(len(source) + len(source.problems))
 
     def train_dataloader(self) -> PairLoader:
         trainer = _trainer(self)
+        if trainer.global_rank == 0:
+            self._tell_of_empty_classes()
         path = self.output / "skipped.jsonl" if self.output else None
         ledger = Ledger(path, max_bad_fraction=self.max_bad_fraction)
         for source, total in zip(self.sources, self._opened, strict=True):
@@ -120,7 +191,7 @@ class PairData(pl.LightningDataModule):
             buffer=self.shuffle_buffer,
         )
         self._loader = PairLoader(
-            self._reader(self.sources, crop=self.crop),
+            self._reader(self.sources, self.declared, train=True),
             order,
             self._plan(drop_last=self.drop_last),
             ledger,
@@ -144,7 +215,7 @@ class PairData(pl.LightningDataModule):
         ledger = Ledger(None, max_bad_fraction=self.max_bad_fraction)
         return [
             PairLoader(
-                self._reader(self.val_sources, crop=None),
+                self._reader(self.val_sources, self.val_declared, train=False),
                 order,
                 self._plan(),
                 ledger,
@@ -187,8 +258,14 @@ class PairData(pl.LightningDataModule):
         trainer = _trainer(self)
         return Plan(self.batch_size, trainer.global_rank, trainer.world_size, drop_last)
 
-    def _reader(self, sources: Sequence[Source], *, crop: RandomCrop | None) -> PairReader:
-        model: Any = _trainer(self).lightning_module.model
+    def _reader(self, sources: Sequence[Source], declared: Sequence[Declared], *, train: bool) -> PairReader:
+        model = _model(self)
+        crop = augmented(self.crop, self.flip, self.randaug, model.preprocess) if train else None
+        if self.eval_resize is not None and self.eval_resize < max(model.preprocess.size):
+            raise UserError(
+                f"data.eval_resize is {self.eval_resize}, less than the model's {max(model.preprocess.size)} pixels: "
+                "raise it, or set null for the model's own transform"
+            )
         return PairReader(
             sources=sources,
             captions=[source.caption for source in sources],
@@ -200,7 +277,13 @@ class PairData(pl.LightningDataModule):
             exact=self.exact,
             max_pixels=self.max_pixels,
             storage=self.storage,
+            declared=declared,
+            resize=self.eval_resize,
         )
+
+
+def _model(module: pl.LightningDataModule) -> Any:
+    return _trainer(module).lightning_module.model
 
 
 def _trainer(module: pl.LightningDataModule) -> pl.Trainer:

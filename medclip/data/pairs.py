@@ -1,7 +1,8 @@
 """Image-caption pairs as batches that a killed run finds again: the reader, and the loader with a state.
 
 `PairReader` turns a `Ticket` (which samples, which places) into a batch, in whatever process asks: its result depends
-on the ticket alone, since every random choice (crop, caption) is drawn from (seed, epoch, place). `PairLoader` walks
+on the ticket alone, since every random choice (crop, caption) is drawn from (seed, epoch, place). A model without a
+tokenizer gets images alone; labels and statistics come where the sources declare them. `PairLoader` walks
 the tickets of all epochs of a run through a torch DataLoader and knows, after each batch, where the run stands. So the
 stream is the same for any number of workers, and goes on exactly where it was after a kill.
 """
@@ -16,11 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 from torch.utils.data import DataLoader
 
 from medclip.data.bad import BadSample
 from medclip.data.captions import CaptionRule
 from medclip.data.crop import RandomCrop
+from medclip.data.declared import Declared, Rows
 from medclip.data.decode import read_image
 from medclip.data.ledger import Bad, Ledger
 from medclip.data.order import EpochOrder, Plan, Ticket
@@ -39,29 +42,34 @@ class PairReader:
         sources: random-access sources; ids number their samples one after another.
         captions: one rule per source.
         preprocess: the model's image size, resize mode and fill.
-        tokenizer: the model's; cuts to its context length.
+        tokenizer: the model's; cuts to its context length. None: batches without text, of which no picture is flat.
         crop: random-resized crop, or None for the model's evaluation transform.
         seed: of crops and caption choices.
         batch_size: rows of every batch; missing ones are padded (see `types.Batch`).
         exact: bit-identical to open_clip's PIL transform instead of the fast path.
         max_pixels: larger images are refused before they are decoded.
         storage: what remote sources read through.
+        declared: labels, statistics and the like, one a source; () for none.
+        resize: pixels of the shorter side before the centre crop of the evaluation transform; None for the model's own.
     """
 
     sources: Sequence[Source]
     captions: Sequence[CaptionRule]
     preprocess: Preprocess
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     crop: RandomCrop | None
     seed: int
     batch_size: int
     exact: bool = False
     max_pixels: int = 89_000_000
     storage: Storage | None = None
+    declared: Sequence[Declared] = ()
+    resize: int | None = None
     _starts: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         self._starts = np.cumsum([0, *(len(source) for source in self.sources)])
+        self.declared = list(self.declared) or [Declared()] * len(self.sources)
 
     def locate(self, sample: int) -> tuple[int, int]:
         """Source number and index within it, for an id."""
@@ -72,6 +80,7 @@ class PairReader:
         height, width = self.preprocess.size
         images = _shared((self.batch_size, 3, height, width))
         pixels = images.numpy()
+        rows = Rows(self.batch_size, self.declared, self.preprocess)
         keys: list[str] = []
         texts: list[str] = []
         bad: list[Bad] = []
@@ -80,41 +89,54 @@ class PairReader:
             rng = np.random.default_rng([self.seed, ticket.epoch, int(place), 2])
             key = self.sources[source].key(index)
             try:
-                image, text = self._read(source, index, rng)
+                image, text, label = self._read(source, index, rng)
             except BadSample as error:
                 bad.append((key, error.reason, error.detail))
                 continue
             pixels[len(keys)] = image.transpose(2, 0, 1)
+            rows.set(len(keys), label, self.declared[source])
             keys.append(key)
             texts.append(text)
-        tokens = torch.zeros((self.batch_size, self.tokenizer.context_length), dtype=torch.int64)
-        if texts:
-            tokens[: len(texts)] = self.tokenizer(texts)
+        batch = Batch(image=images, key=keys, skipped=len(bad), epoch=ticket.epoch, position=ticket.position)
+        if self.tokenizer is not None:
+            tokens = torch.zeros((self.batch_size, self.tokenizer.context_length), dtype=torch.int64)
+            if texts:
+                tokens[: len(texts)] = self.tokenizer(texts)
+            batch["text"] = tokens
+        rows.into(batch)
+        if keys:
             # Copies, not blanks: the task drops them, but a batch norm on the way has seen them by then.
-            rest = np.arange(len(texts), self.batch_size) % len(texts)
-            pixels[len(texts) :] = pixels[rest]
-            tokens[len(texts) :] = tokens[rest]
+            rest = np.arange(len(keys), self.batch_size) % len(keys)
+            pixels[len(keys) :] = pixels[rest]
+            for name in ("text", "label", "mean", "std"):
+                if (values := batch.get(name)) is not None:
+                    values[len(keys) :] = values[rest]
         else:
             pixels[:] = 0
-        batch = Batch(
-            image=images,
-            text=tokens,
-            key=keys,
-            skipped=len(bad),
-            epoch=ticket.epoch,
-            position=ticket.position,
-        )
         return batch, bad
 
-    def _read(self, source: int, index: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-        rule = self.captions[source]
-        raw = self.sources[source].read(index, want_meta=rule.needs_meta)
-        # The caption is chosen first: a sample without one is not worth decoding.
-        text = rule.pick(raw, rng, self.tokenizer)
+    def _read(
+        self, source: int, index: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, str, Float32[np.ndarray, " c"] | None]:
+        rule, declared = self.captions[source], self.declared[source]
+        wants_text = self.tokenizer is not None
+        want_meta = (wants_text and rule.needs_meta) or declared.labels is not None
+        raw = self.sources[source].read(index, want_meta=want_meta)
+        # Caption and labels come first: a sample without them is not worth decoding.
+        text = rule.pick(raw, rng, self.tokenizer) if wants_text else ""
+        label = declared.labels.vector({"key": raw.key} | (raw.meta or {})) if declared.labels is not None else None
         image = read_image(
-            raw.image, self.preprocess, crop=self.crop, rng=rng, exact=self.exact, max_pixels=self.max_pixels
+            raw.image,
+            self.preprocess,
+            crop=self.crop,
+            rng=rng,
+            exact=self.exact,
+            max_pixels=self.max_pixels,
+            resize=self.resize,
+            burned_in=declared.burned_in,
+            refuse_flat=not wants_text,
         )
-        return image, text
+        return image, text, label
 
     def extents(self, sample: int) -> tuple[str, int, int] | None:
         """(url, offset, length) of a sample's bytes where they lie remote."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,47 @@ def apply_split(source: Source, config: Mapping[str, Any], folder: Path) -> Sour
             f"source {source.name} is empty: none of its {len(source)} samples falls into part {part} by {by!r}"
         )
     return source.select(mask)
+
+
+def group_hashes(source: Source, by: str, folder: Path) -> np.ndarray:
+    """int64 (n,): 62 bits of a hash of each sample's group; -1 where its metadata could not be read.
+
+    Raises:
+        UserError: a sample without the field.
+    """
+
+    def place(fields: Mapping[str, Any]) -> int:
+        value = lookup(fields, by)
+        return 0 if value is None else 1 + _hash(str(value))
+
+    hashes = _kept(source, f"group {by}", folder, place)
+    if count := int((hashes == 0).sum()):
+        raise UserError(
+            f"group of source {source.name}: {count} of {len(source)} samples have no {by!r}; {there_are(source)}"
+        )
+    return np.maximum(hashes - 1, -1)
+
+
+def check_apart(train: Sequence[np.ndarray], val: Sequence[np.ndarray], by: str) -> None:
+    """Refuse groups that are in both parts. Only hashes are told: a patient's number is nobody's business.
+
+    Args:
+        train, val: `group_hashes` of each source.
+        by: what the groups are, for the message.
+
+    Raises:
+        UserError: a group is in a source of each.
+    """
+    ours, theirs = (np.concatenate([*part, np.empty(0, np.int64)]) for part in (train, val))
+    both = np.intersect1d(ours[ours >= 0], theirs[theirs >= 0])
+    if len(both):
+        counts = [int(np.isin(part, both).sum()) for part in (ours, theirs)]
+        shown = ", ".join(f"{int(value):016x}" for value in both[:3])
+        raise UserError(
+            f"{len(both)} of {len(np.unique(theirs[theirs >= 0]))} groups by {by} in data.val_sources are in "
+            f"data.sources too ({counts[1]} and {counts[0]} samples; hashes {shown}{'…' if len(both) > 3 else ''}): use "
+            f"the same split: {{by: {by}}} with parts train and test, or group: false at a source whose {by} counts anew"
+        )
 
 
 def apply_keep(source: Source, path: str) -> Source:

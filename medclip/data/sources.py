@@ -18,7 +18,12 @@ Keys of one: exactly one of `urls` (shards), `table`, `folder`, `phantoms` or `s
 | `filter` | see `filters` |
 | `split` | `{by: case, part: train \\| test, fraction: 0.2, seed: 0}`; a group is never in two parts |
 | `keep` | keep-list: .parquet (column `key`), .npy or .txt |
-| `image_root`, `columns`, `header`, `suffix` | tables only, see `tables.open_table` |
+| `labels` | how its labels are made, or false for none; over `data.labels` (see `labels`) |
+| `statistics` | `{mean, std}` of its images on a 0..1 scale, in place of the model's |
+| `burned_in` | true takes DICOM pictures that say they hold burned-in annotation |
+| `group` | field of the patient, or false; over `data.group` |
+| `image_root`, `columns`, `header`, `suffix`, `separator` | tables only, see `tables.open_table` |
+| `join`, `majority`, `extract`, `path`, `search` | tables only, see `reshape` |
 
 Keys of `slides` (see `slides`): `cohort` (a folder, patterns or a CSV of slides), or `table` and `root`; and, optional,
 
@@ -49,6 +54,7 @@ from pathlib import Path
 from typing import Any
 
 from medclip.data import cache as caches
+from medclip.data import declared
 from medclip.data import index as indexes
 from medclip.data.captions import CaptionRule
 from medclip.data.folders import open_folder
@@ -66,8 +72,11 @@ __all__ = ["RawSample", "Source", "open_sources", "open_storage"]
 
 _log = logging.getLogger(__name__)
 _KINDS = ("urls", "table", "folder", "phantoms", "slides")
-_OF_TABLES = ("image_root", "columns", "header", "suffix")
-_KEYS = (*_KINDS, "name", "weight", "caption", "filter", "split", "keep", *_OF_TABLES)
+_OF_TABLES = (
+    *("image_root", "columns", "header", "suffix", "separator"),
+    *("join", "majority", "extract", "path", "search"),
+)
+_KEYS = (*_KINDS, "name", "weight", "caption", "filter", "split", "keep", *declared.KEYS, *_OF_TABLES)
 
 
 def open_sources(

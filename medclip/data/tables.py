@@ -25,6 +25,7 @@ from medclip.data.index import digest, fingerprint
 from medclip.data.inside import read_inside
 from medclip.data.packed import Packed
 from medclip.data.raw import RawSample
+from medclip.data.reshape import PATH, Reshape
 from medclip.data.shards import parse_json
 from medclip.types import UserError
 
@@ -32,6 +33,7 @@ _IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_path", "file_name", "
 CAPTION_COLUMNS = ("caption", "Caption", "text", "captions", "title")
 _KEY_COLUMNS = ("key", "id", "ID", "uid")
 _TEXT_COLUMNS = (*_IMAGE_COLUMNS, *CAPTION_COLUMNS, *_KEY_COLUMNS)  # names, even where they look like numbers
+_PLACE = "image_place"  # the column of a path that was searched for
 _LOOK = 100  # rows looked at for their columns
 Problems = list[tuple[str, str, str]]
 
@@ -114,18 +116,24 @@ def open_table(
     columns: Mapping[str, str] | None = None,
     header: Sequence[str] | None = None,
     suffix: str = "",
+    separator: str | None = None,
+    search: bool = False,
+    **reshape: Any,
 ) -> TableSource:
     """A table as a source; every row becomes one sample.
 
     Args:
         name: of the source.
-        path: .csv, .tsv, .txt (tab-separated), .jsonl, .json (a list) or .parquet.
+        path: .csv, .tsv, .txt (tab-separated), each also as .gz, .jsonl, .json (a list) or .parquet.
         caption: how captions are made.
         weight: passes per epoch.
         image_root: folder that the image paths are relative to; the table's own folder if None.
         columns: {image, text, key}: which columns these are, where their names are not the usual ones.
         header: column names of a CSV or TSV without a header line.
         suffix: appended to the image column, where it holds names without an ending (ROCOv2's `ID`).
+        separator: between the columns of a CSV or text file, where it is not the usual one (COVIDx: a space).
+        search: the image column holds file names, which lie in whatever folders below `image_root` (ChestX-ray14).
+        **reshape: see `reshape`.
 
     Raises:
         UserError: an unreadable table, no such column, or no usable row.
@@ -139,7 +147,12 @@ def open_table(
     problems: Problems = []
     kept: list[bytes] = []
     keys: list[str] = []
-    rows = table_rows(Path(path).expanduser(), header, {*_TEXT_COLUMNS, *columns.values()})
+    if reshape.get("path") is not None:
+        columns.setdefault("image", PATH)
+    shape = Reshape(name, lambda other, texts: table_rows(other, None, texts), **reshape)
+    texts = {*_TEXT_COLUMNS, *columns.values(), *shape.texts}
+    rows = shape(table_rows(Path(path).expanduser(), header, texts, separator))
+    places = _files_below(root) if search else None
     first = list(islice(rows, _LOOK))
     if not (there := _columns(first)):
         raise UserError(f"source {name}: table {path} has no usable row: check that it is not empty")
@@ -156,15 +169,29 @@ def open_table(
         label = next((str(v) for v in (row.get(key or ""), value) if v is not None and v != ""), f"row {number}")
         if isinstance(value, bool | float | list | dict) or value is None or value == "":
             problems.append((label, "missing image", f"row {number} has no {image}"))
+        elif places is not None and len(lying := places.get(f"{value}{suffix}", [])) != 1:
+            found = f"is in {len(lying)} folders" if lying else "is in no folder"
+            problems.append((label, "missing image", f"{value}{suffix} {found} below {root}"))
         elif caption.needs_text and (text is None or row.get(text) is None):
             problems.append((label, "missing caption", f"row {number} has no {text}"))
         else:
-            kept.append(raw)
+            kept.append(raw if places is None else orjson.dumps(row | {_PLACE: places[f"{value}{suffix}"][0]}))
             keys.append(label)
+    if places is not None:
+        image, suffix = _PLACE, ""
     if not kept or image is None:
         raise UserError(f"source {name}: table {path} has no usable row ({len(problems)} are bad): check its columns")
     packed = Packed.of(kept), Packed.of(keys), np.arange(len(kept))
     return TableSource(name, root, *packed, image, text, suffix, caption, weight, problems)
+
+
+def _files_below(root: str) -> dict[str, list[str]]:
+    """File name -> paths relative to `root`, links to folders not followed."""
+    places: dict[str, list[str]] = {}
+    for folder, _, files in os.walk(root):
+        for file in files:
+            places.setdefault(file, []).append(os.path.relpath(folder, root) + f"/{file}")
+    return places
 
 
 def _columns(rows: Sequence[bytes]) -> dict[str, None]:
@@ -190,10 +217,13 @@ def _column(
     return found
 
 
-def table_rows(path: Path, header: Sequence[str] | None, texts: set[str]) -> Iterator[bytes]:
+def table_rows(
+    path: Path, header: Sequence[str] | None, texts: set[str], separator: str | None = None
+) -> Iterator[bytes]:
     """Each row as JSON text; the columns `texts` of a CSV stay as they are written."""
+    ending = (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
     try:
-        match path.suffix.lower():
+        match ending:
             case ".jsonl" | ".ndjson":
                 with path.open("rb") as file:
                     yield from (line.strip().removeprefix(b"\xef\xbb\xbf") for line in file if line.strip())
@@ -205,7 +235,7 @@ def table_rows(path: Path, header: Sequence[str] | None, texts: set[str]) -> Ite
             case ".parquet":
                 yield from _json_rows(pd.read_parquet(path))
             case ".csv" | ".tsv" | ".txt":
-                separator = "," if path.suffix.lower() == ".csv" else "\t"
+                separator = separator or ("," if ending == ".csv" else "\t")
                 names: Any = list(header) if header else None
                 frame: Any = pd.read_csv(
                     path,
@@ -217,7 +247,7 @@ def table_rows(path: Path, header: Sequence[str] | None, texts: set[str]) -> Ite
                     index_col=False,  # or a comma too many at the end of each line would shift all columns
                 )
                 yield from _json_rows(frame.apply(lambda column: _typed(column, text=column.name in texts)))
-            case ending:
+            case _:
                 raise ValueError(f"unknown ending {ending!r}: use .csv, .tsv, .jsonl, .json or .parquet")
     except (OSError, ValueError, OverflowError) as error:  # pandas' and pyarrow's errors are ValueErrors
         raise UserError(f"cannot read table {path}: {str(error).strip()[:160]}") from error
