@@ -101,6 +101,7 @@ class SlideWork:
             self.held.enter_context(alone(self.folder / "state" / f"{self.entry.slide}.lock"))
             sweep([self.folder, self.folder / "state", self.target.parent], self.entry.slide)
             if self._is_finished():
+                shutil.rmtree(self.state, ignore_errors=True)  # killed between the row and this
                 self.close()
                 return
             self.slide = self.held.enter_context(open_slide(self.entry.path, mpp=self.entry.mpp, exact=request.exact))

@@ -1,0 +1,121 @@
+"""Cohorts by processes: what dies is tried again, alone to blame; what cannot be written ends the run."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slides.entry import Entry
+from slides.errors import SlideError
+from slides.extract import Output, extract_slide
+from slides.files import OutputError, alone
+from slides.run import claim, cores, run, split_cores
+from tests.slides.runs import REQUEST, contents, entries_of, extract, leftovers, quiet
+from tests.slides.toys import toy_slide
+
+
+def entries(*names: str) -> list[Entry]:
+    return [Entry(name, f"/data/{name}.svs") for name in names]
+
+
+def note(folder: Path, entry: Entry) -> int:
+    """One more call for a slide; how many there have been."""
+    with (folder / f"{entry.slide}.calls").open("a") as file:
+        file.write("x")
+    return (folder / f"{entry.slide}.calls").stat().st_size
+
+
+def fragile(entry: Entry, progress: Any, folder: Path) -> dict[str, Any]:
+    """`dies` always kills its process, `once` the first time; `slow` waits until `dies` has died three times."""
+    progress(10, 0)
+    calls = note(folder, entry)
+    if entry.slide == "dies" or (entry.slide == "once" and calls == 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+    progress(0, 10)
+    if entry.slide == "full":
+        raise OutputError("cannot write x (No space left on device): make room")
+    if entry.slide == "slow":
+        while not (folder / "dies.calls").exists() or (folder / "dies.calls").stat().st_size < 3:
+            os.sched_yield()
+    return {"slide": entry.slide, "path": entry.path, "status": "ok", "reason": "", "patches": 10}
+
+
+def test_a_process_that_dies_is_tried_again_and_at_last_reported(tmp_path: Path) -> None:
+    cohort = entries("slow", "dies", "once", "a", "b")
+    meter = quiet(5)
+    work = functools.partial(fragile, folder=tmp_path)
+    rows = run(cohort, work, tmp_path / "out", settings="s", processes=2, meter=meter)
+    # Rows of slides that wrote none themselves are kept only while the run lasts.
+    by = {row["slide"]: row for row in rows}
+    assert by["dies"]["status"] == "failed" and "its process died 3 times" in by["dies"]["reason"]
+    calls = Counter({path.stem: path.stat().st_size for path in tmp_path.glob("*.calls")})
+    # The neighbour of the one that dies is neither ended with it nor blamed for it.
+    assert calls == {"slow": 1, "dies": 3, "once": 2, "a": 1, "b": 1}
+    assert (meter.done, meter.failed) == (5, 1)
+    with (tmp_path / "out/manifest.csv").open(newline="") as file:
+        assert {row["slide"]: row["status"] for row in csv.DictReader(file)}["dies"] == "failed"
+
+
+def test_patches_of_other_processes_are_counted(tmp_path: Path) -> None:
+    meter = quiet(6)
+    run(
+        entries(*"abcdef"),
+        functools.partial(fragile, folder=tmp_path),
+        tmp_path,
+        settings="s",
+        processes=2,
+        meter=meter,
+    )
+    assert (meter.planned, meter.patches) == (60, 60)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_cannot_be_written_ends_the_run(tmp_path: Path, processes: int) -> None:
+    work = functools.partial(fragile, folder=tmp_path)
+    with pytest.raises(OutputError, match="make room"):
+        run(entries("a", "full", "b", "c", "d"), work, tmp_path, settings="s", processes=processes, meter=quiet())
+    assert not (tmp_path / "d.calls").exists()
+
+
+def one_slide(entry: Entry, progress: Any, output: Output) -> dict[str, Any]:
+    return extract_slide(entry, REQUEST, output, progress=progress)
+
+
+def test_several_processes_write_what_one_writes(tmp_path: Path) -> None:
+    paths = [toy_slide(tmp_path / f"in/s{n}.svs", 600, 500, seed=n).path for n in range(5)]
+    paths.append(tmp_path / "in/gone.svs")
+    extract(paths, tmp_path / "one")
+    output = Output(str(tmp_path / "two"), ("shards", "images", "arrays", "coords"), per_shard=7)
+    cohort, mark = entries_of(paths, patient="p 1"), output.fingerprint(REQUEST)
+    work = functools.partial(one_slide, output=output)
+    with alone(output.path / "state/s3.lock"):
+        rows = run(cohort, work, output.path, settings=mark, processes=2, meter=quiet())
+    assert [row["status"] for row in rows] == ["ok"] * 3 + ["busy", "ok", "failed"]
+    rows = run(cohort, work, output.path, settings=mark, processes=2, meter=quiet())
+    assert [row["status"] for row in rows] == ["ok"] * 5 + ["failed"]
+    assert contents(tmp_path / "one") == contents(tmp_path / "two") and leftovers(tmp_path / "two") == []
+
+
+def test_a_folder_is_one_run_s(tmp_path: Path) -> None:
+    claim(tmp_path / "out", "a")
+    claim(tmp_path / "out", "a")
+    with pytest.raises(SlideError, match=r"out holds the output of other settings: choose another folder, or remove"):
+        claim(tmp_path / "out", "b")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="choose another output folder"):
+        claim(tmp_path / "file", "a")
+
+
+def test_cores_are_split_between_slides_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cores() >= 1
+    monkeypatch.setattr("slides.run.cores", lambda: 8)
+    assert split_cores(100) == (8, 1) and split_cores(2) == (2, 4) and split_cores(1) == (1, 8)
+    assert split_cores(100, processes=3) == (3, 2) and split_cores(100, 16) == (16, 1)
+    assert split_cores(100, threads=5) == (8, 5) and split_cores(0) == (1, 8)
