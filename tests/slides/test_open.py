@@ -121,8 +121,8 @@ def test_any_tag_with_any_extreme(tmp_path: Path, small: dict[str, bytes], name:
     path = tmp_path / name
     for at in entries(data):
         _, kind, count, value = struct.unpack_from("<HHII", data, at)
-        extremes = [(kind, count, v) for v in (0, 65_535, 0x7FFFFFFF)] + [(4, 1, v) for v in (60_000, 0xFFFFFFFF)]
-        for lie in [*extremes, (kind, 0, value), (kind, 0xFFFFFFFF, value), (16, count, value), (5, count, value)]:
+        extremes = [(kind, count, 0), (kind, count, 0x7FFFFFFF), (4, 1, 60_000), (4, 1, 0xFFFFFFFF)]
+        for lie in [*extremes, (kind, 0xFFFFFFFF, value), (16, count, value)]:
             changed = bytearray(data)
             struct.pack_into("<HII", changed, at + 2, *lie)
             path.write_bytes(changed)
