@@ -5,7 +5,8 @@ With w warm-up steps of T, and lr the group's own learning rate:
     step t < w:  lr * (t + 1) / w
     step t >= w: min_lr + (lr - min_lr) * (1 + cos(pi * (t - w) / (T - w))) / 2
 
-which is open_clip's schedule for `min_lr` = 0.
+which is open_clip's schedule for `min_lr` = 0. `min_lr` is for a group of the whole rate: one that has but a share of
+it (`lr_scale`, see `layerwise`) ends at that share.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def warmup_cosine(optimizer: Optimizer, total: int, *, warmup: float = 0.05, min
     """The schedule for `total` optimiser steps; each parameter group keeps its own peak.
 
     Args:
-        optimizer: its groups' `lr` are the peaks.
+        optimizer: its groups' `lr` are the peaks, their `lr_scale` (1 if none) multiplies `min_lr`.
         total: optimiser steps of the whole run.
         warmup: steps if 1 or more, else a fraction of `total`.
         min_lr: learning rate at the end.
@@ -39,13 +40,19 @@ def warmup_cosine(optimizer: Optimizer, total: int, *, warmup: float = 0.05, min
     Raises:
         UserError: `warmup` or `min_lr` is out of range.
     """
+    scales = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
     peaks = [group["lr"] for group in optimizer.param_groups]
+    whole = min(peak / scale for peak, scale in zip(peaks, scales, strict=True))
     if warmup < 0:
         raise UserError(f"task.schedule.warmup is {warmup}: give steps (1000) or a fraction of the run (0.05)")
-    if not 0 <= min_lr <= min(peaks) or min(peaks) == 0:
-        raise UserError(f"optim.lr is {min(peaks)}, task.schedule.min_lr {min_lr}: 0 <= min_lr <= lr, 0 < lr must hold")
+    if not 0 <= min_lr <= whole or whole == 0:
+        raise UserError(f"optim.lr is {whole}, task.schedule.min_lr {min_lr}: 0 <= min_lr <= lr, 0 < lr must hold")
     steps = round(warmup if warmup >= 1 else warmup * total)
-    return LambdaLR(optimizer, [partial(_factor, lr=lr, total=total, warmup=steps, min_lr=min_lr) for lr in peaks])
+    ends = [min_lr * scale for scale in scales]
+    return LambdaLR(
+        optimizer,
+        [partial(_factor, lr=lr, total=total, warmup=steps, min_lr=end) for lr, end in zip(peaks, ends, strict=True)],
+    )
 
 
 def _factor(step: int, *, lr: float, total: int, warmup: int, min_lr: float) -> float:
