@@ -17,7 +17,8 @@ from medclip.losses.siglip import SiglipLoss
 from medclip.models.clip import Clip
 from medclip.optim.adamw import adamw
 from medclip.optim.schedule import warmup_cosine
-from medclip.tasks.clip import ClipTask, first_difference
+from medclip.tasks.base import first_difference
+from medclip.tasks.clip import ClipTask
 from medclip.types import Preprocess, UserError
 
 VISION = {"image_size": 32, "layers": 2, "width": 32, "patch_size": 8, "head_width": 16, "patch_dropout": 0.5}
