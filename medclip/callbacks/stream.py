@@ -35,7 +35,7 @@ class StreamLog(pl.Callback):
             "epoch": batch["epoch"],
             "keys": batch["key"],
             "image": _digest(batch["image"]),
-            "text": _digest(batch["text"]),
+            "text": _digest(batch["text"]) if "text" in batch else None,
             "loss": float(outputs["loss"]).hex(),
         }
         with self.path.open("a") as file:
