@@ -5,9 +5,9 @@ In this order, each optional:
 | option | does | for example |
 |---|---|---|
 | `majority: image_id` | rows of one value become one: of 0/1 columns more than half decides, else the first row | VinDr-CXR: three radiologists |
-| `join: {table, on}`, or several | adds the columns of the other table's only row with the same values | MIMIC-CXR: split, labels |
+| `join: {table, by}`, or several | adds the columns of the other table's only row with the same values | MIMIC-CXR: split, labels |
 | `extract: {patient: {column: Path, pattern: "patient\\\\d+"}}` | a column from what a pattern finds in another | CheXpert |
-| `path: "files/p{subject_id:.2}/{dicom_id}.jpg"` | the image's path from columns; `:.2` is the first two characters | MIMIC-CXR |
+| `image_path: "files/p{subject_id:.2}/{dicom_id}.jpg"` | the image's path from columns; `:.2` is the first two characters | MIMIC-CXR |
 """  # noqa: E501  # a table's rows are lines
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from medclip.data.bad import BadSample
 from medclip.data.shards import parse_json
 from medclip.types import UserError
 
-PATH = "image_path"  # the column that `path` makes
+PATH = "image_path"  # the column that this option makes
 Row = dict[str, Any]
 Read = Callable[[Path, set[str]], Iterator[bytes]]  # a table's rows as JSON, given the columns that are text
 
@@ -35,7 +35,7 @@ class Reshape:
     Args:
         name: of the source, in messages.
         read: reads the rows of a joined table.
-        majority, join, extract, path: see above.
+        majority, join, extract, image_path: see above.
 
     Raises:
         UserError: an option of another form.
@@ -49,20 +49,20 @@ class Reshape:
         majority: str | None = None,
         join: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         extract: Mapping[str, Mapping[str, str]] | None = None,
-        path: str | None = None,
+        image_path: str | None = None,
     ) -> None:
         self.name = name
         self.read = read
         self.majority = majority
         self.joins = [_join(name, one) for one in ([join] if isinstance(join, Mapping) else join or [])]
         self.extract = _extract(name, extract or {})
-        self.path = path
-        self.path_columns = _placeholders(name, path) if path is not None else []
+        self.path = image_path
+        self.path_columns = _placeholders(name, image_path) if image_path is not None else []
 
     @property
     def texts(self) -> set[str]:
         """Columns whose values are names, even where they look like numbers."""
-        of_joins = {column for _, on in self.joins for column in on}
+        of_joins = {column for _, by in self.joins for column in by}
         return {*of_joins, *self.path_columns, *(column for column, _ in self.extract.values()), self.majority or ""}
 
     def __call__(self, rows: Iterable[bytes]) -> Iterator[bytes]:
@@ -77,13 +77,13 @@ class Reshape:
         parsed = (_parsed(raw) for raw in rows)
         if self.majority:
             parsed = iter(_majority(self.name, parsed, self.majority))
-        tables = [(on, self._table(path, on)) for path, on in self.joins]
+        tables = [(by, self._table(path, by)) for path, by in self.joins]
         for row in parsed:
             if isinstance(row, bytes):
                 yield row
                 continue
-            for on, table in tables:
-                row = table.get(_values(row, on), {}) | row
+            for by, table in tables:
+                row = table.get(_values(row, by), {}) | row
             for made, (column, pattern) in self.extract.items():
                 found = pattern.search(_text(row.get(column)))
                 row[made] = found[found.re.groups and 1] if found else None
@@ -92,25 +92,25 @@ class Reshape:
                 row[PATH] = self.path.format(**texts) if all(texts.values()) else None
             yield orjson.dumps(row)
 
-    def _table(self, path: Path, on: tuple[str, ...]) -> dict[tuple[str, ...], Row]:
+    def _table(self, path: Path, by: tuple[str, ...]) -> dict[tuple[str, ...], Row]:
         table: dict[tuple[str, ...], Row] = {}
-        for raw in self.read(path, {*on}):
+        for raw in self.read(path, {*by}):
             row = parse_json(raw)
-            if missing := [column for column in on if column not in row]:
+            if missing := [column for column in by if column not in row]:
                 raise UserError(f"source {self.name}: {path} has no column {missing[0]!r}; they are: {', '.join(row)}")
-            if table.setdefault(_values(row, on), row) is not row:
+            if table.setdefault(_values(row, by), row) is not row:
                 raise UserError(
-                    f"source {self.name}: {path} has two rows of the same {' and '.join(on)}: join on columns that "
+                    f"source {self.name}: {path} has two rows of the same {' and '.join(by)}: join by columns that "
                     "tell its rows apart"
                 )
         return table
 
 
 def _join(name: str, config: Mapping[str, Any]) -> tuple[Path, tuple[str, ...]]:
-    if not isinstance(config, Mapping) or set(config) != {"table", "on"} or not config["on"]:
-        raise UserError(f"source {name}: join is {config!r}: write {{table: other.csv, on: [column, …]}}")
-    on = (config["on"],) if isinstance(config["on"], str) else tuple(map(str, config["on"]))
-    return Path(str(config["table"])).expanduser(), on
+    if not isinstance(config, Mapping) or set(config) != {"table", "by"} or not config["by"]:
+        raise UserError(f"source {name}: join is {config!r}: write {{table: other.csv, by: [column, …]}}")
+    by = (config["by"],) if isinstance(config["by"], str) else tuple(map(str, config["by"]))
+    return Path(str(config["table"])).expanduser(), by
 
 
 def _extract(name: str, config: Mapping[str, Any]) -> dict[str, tuple[str, re.Pattern[str]]]:
@@ -130,7 +130,7 @@ def _placeholders(name: str, path: str) -> list[str]:
         path.format(**dict.fromkeys(columns, "x"))
     except (ValueError, KeyError, IndexError, AttributeError):
         raise UserError(
-            f"source {name}: path is {path!r}: write columns in braces, e.g. files/p{{subject_id:.2}}/{{dicom_id}}.jpg"
+            f"source {name}: image_path is {path!r}: write columns in braces, e.g. files/p{{subject:.2}}/{{dicom_id}}.jpg"
         ) from None
     return columns
 

@@ -131,8 +131,8 @@ def check_apart(train: Sequence[np.ndarray], val: Sequence[np.ndarray], by: str)
         shown = ", ".join(f"{int(value):016x}" for value in both[:3])
         raise UserError(
             f"{len(both)} of {len(np.unique(theirs[theirs >= 0]))} groups by {by} in data.val_sources are in "
-            f"data.sources too ({counts[1]} and {counts[0]} samples; hashes {shown}{'…' if len(both) > 3 else ''}): use "
-            f"the same split: {{by: {by}}} with parts train and test, or group: false at a source whose {by} counts anew"
+            f"data.sources too ({counts[1]} and {counts[0]} samples; hashes {shown}{'…' if len(both) > 3 else ''}): "
+            f"split both by {by}, parts train and test, or set group: false at a source whose {by} counts anew"
         )
 
 

@@ -23,7 +23,7 @@ Keys of one: exactly one of `urls` (shards), `table`, `folder`, `phantoms` or `s
 | `burned_in` | true takes DICOM pictures that say they hold burned-in annotation |
 | `group` | field of the patient, or false; over `data.group` |
 | `image_root`, `columns`, `header`, `suffix`, `separator` | tables only, see `tables.open_table` |
-| `join`, `majority`, `extract`, `path`, `search` | tables only, see `reshape` |
+| `join`, `majority`, `extract`, `image_path`, `search` | tables only, see `reshape` |
 
 Keys of `slides` (see `slides`): `cohort` (a folder, patterns or a CSV of slides), or `table` and `root`; and, optional,
 
@@ -74,7 +74,7 @@ _log = logging.getLogger(__name__)
 _KINDS = ("urls", "table", "folder", "phantoms", "slides")
 _OF_TABLES = (
     *("image_root", "columns", "header", "suffix", "separator"),
-    *("join", "majority", "extract", "path", "search"),
+    *("join", "majority", "extract", "image_path", "search"),
 )
 _KEYS = (*_KINDS, "name", "weight", "caption", "filter", "split", "keep", *declared.KEYS, *_OF_TABLES)
 

@@ -147,7 +147,7 @@ def open_table(
     problems: Problems = []
     kept: list[bytes] = []
     keys: list[str] = []
-    if reshape.get("path") is not None:
+    if reshape.get("image_path") is not None:
         columns.setdefault("image", PATH)
     shape = Reshape(name, lambda other, texts: table_rows(other, None, texts), **reshape)
     texts = {*_TEXT_COLUMNS, *columns.values(), *shape.texts}
