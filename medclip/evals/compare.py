@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from medclip.evals.bootstrap import Bootstrap, Difference, Estimate, difference, draws, interval
+from medclip.evals.multilabel_outcomes import on_shared_classes
 from medclip.evals.result import LABELS, Result
 from medclip.types import UserError
 
@@ -24,6 +25,11 @@ class MetricRow:
     def label(self) -> str:
         """The metric as people read it."""
         return LABELS.get(self.metric, self.metric.replace("_", " "))
+
+    @property
+    def of_class(self) -> str | None:
+        """The class that `metric:CLASS` is of; None for one over all of them."""
+        return self.metric.partition(":")[2] or None
 
     @property
     def on_unit_scale(self) -> bool:
@@ -48,6 +54,16 @@ class Comparison:
         return next(iter(self.results.values()))
 
     @property
+    def overall(self) -> list[MetricRow]:
+        return [row for row in self.rows if row.of_class is None]
+
+    @property
+    def by_class(self) -> dict[str, list[MetricRow]]:
+        """Class -> its rows, of evaluations that have some."""
+        names = dict.fromkeys(row.of_class for row in self.rows if row.of_class is not None)
+        return {name: [row for row in self.rows if row.of_class == name] for name in names}
+
+    @property
     def headline(self) -> list[MetricRow]:
         return [row for row in self.rows if row.metric in self.any_result.headline]
 
@@ -66,6 +82,7 @@ def compare(name: str, results: Mapping[str, Result], settings: Bootstrap) -> Co
                 f"evaluation {name!r} saw other samples for {other!r} ({len(results[other].outcomes.keys)}) than for "
                 f"{base!r} ({len(outcomes.keys)}): evaluate both again on the same data"
             )
+    results = on_shared_classes(results)
     points = {model: result.metrics for model, result in results.items()}
     drawn = {model: draws(r.outcomes.values, r.outcomes.groups, settings) for model, r in results.items()}
     rows = []

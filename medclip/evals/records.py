@@ -1,8 +1,8 @@
 """`results.json`: CLIP_benchmark's records (dataset, model, pretrained, task, metrics, language), and what they lack.
 
 Added keys: role, samples, groups, intervals, chance, undefined, skipped, comparison to the base, per-class and
-per-prompt tables, and how it was made. `balanced accuracy` is CLIP_benchmark's `mean_per_class_recall`.
-NaN is written as null.
+per-prompt tables, operating points, and how it was made. `balanced accuracy` is CLIP_benchmark's
+`mean_per_class_recall`. NaN is written as null.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from medclip.evals.compare import Comparison
-from medclip.evals.result import ClassificationDetails, Result, RetrievalDetails
+from medclip.evals.compare import Comparison, MetricRow
+from medclip.evals.result import ClassificationDetails, ClassReport, MultiLabelDetails, Result, RetrievalDetails
 from medclip.evals.run import Report
 
 
@@ -32,7 +32,7 @@ def to_json(report: Report) -> str:
 
 
 def _record(report: Report, comparison: Comparison, model: str, result: Result) -> dict[str, Any]:
-    rows = {row.metric: row for row in comparison.rows}
+    rows = {row.metric: row for row in comparison.overall}
     metrics: dict[str, float | None] = {metric: row.estimates[model].value for metric, row in rows.items()}
     if result.task == "zeroshot_classification":
         metrics.setdefault("acc5", None)  # CLIP_benchmark's readers look for it
@@ -63,12 +63,38 @@ def _record(report: Report, comparison: Comparison, model: str, result: Result) 
         record["per_class"] = {n: {"support": s, "recall": r, "f1": f, "auroc": a} for n, s, r, f, a in columns}
         record["confusion"] = details.confusion
         record["prompts"] = [asdict(p) for p in details.prompts]
+    elif isinstance(details, MultiLabelDetails):
+        record["kind"] = details.kind
+        record["missing"] = details.missing
+        record["thresholds_from"] = (
+            f"{details.validation} validation samples" if details.validation else "these samples"
+        )
+        record["prompts"] = [asdict(pair) for pair in details.pairs]
+        record["per_class"] = {
+            own.name: _class_record(own, comparison.by_class[own.name], model) for own in details.classes
+        }
     elif isinstance(details, RetrievalDetails):
         record["images"] = details.images
         record["captions"] = details.captions
         record["distinct_captions"] = details.distinct_captions
     record["made"] = {"created": report.created, "bootstrap": asdict(report.settings), "versions": report.versions}
     return record
+
+
+def _class_record(own: ClassReport, rows: list[MetricRow], model: str) -> dict[str, Any]:
+    record: dict[str, Any] = {"positives": own.positives, "known": own.known, "words": own.words}
+    for row in rows:
+        metric, estimate = row.metric.partition(":")[0], row.estimates[model]
+        record[metric] = {"value": estimate.value, "interval": [estimate.low, estimate.high], "chance": row.chance}
+        if model in row.differences:
+            record[metric]["difference"] = asdict(row.differences[model])
+    ratios = ("sensitivity", "specificity", "ppv", "npv")
+    return record | {
+        "calibration_error": own.calibration_error,
+        "brier": own.brier,
+        "reliability": [asdict(b) for b in own.reliability],
+        "operating_points": [asdict(p) | {name: getattr(p, name) for name in ratios} for p in own.operating_points],
+    }
 
 
 def _plain(value: Any) -> Any:

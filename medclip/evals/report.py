@@ -1,12 +1,13 @@
-"""`report.html` (one file that needs nothing else) and `results.json`, from a `Report`."""
+"""`report.html` (one file that needs nothing else), `results.json` and tables of predictions, from a `Report`."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import statistics
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from medclip.evals.bootstrap import Estimate
 from medclip.evals.compare import Comparison, MetricRow
+from medclip.evals.predictions import predictions
 from medclip.evals.records import to_json
 from medclip.evals.result import LABELS, PromptScore
 from medclip.evals.run import Report
@@ -22,13 +24,19 @@ ROLES = (
     ("domain", "Gain: the domain", "What the adaptation was for: a gain is hoped for here."),
     ("retention", "Forgetting: what it knew before", "General tasks the base could do: a loss here is forgetting."),
 )
-TASKS = {"zeroshot_classification": "Zero-shot classification", "zeroshot_retrieval": "Image↔text retrieval"}
+TASKS = {
+    "zeroshot_classification": "Zero-shot classification",
+    "zeroshot_retrieval": "Image↔text retrieval",
+    "multilabel_classification": "Multi-label classification",
+}
 
 
 def write_report(report: Report, folder: Path) -> Path:
-    """Write `results.json` and `report.html` into `folder` and return the latter's path."""
+    """Write `results.json`, `report.html` and what `predictions` gives into `folder`; return the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "results.json", to_json(report))
+    for name, table in predictions(report):
+        _write(folder / name, table)
     return _write(folder / "report.html", render(report))
 
 
@@ -46,6 +54,9 @@ def render(report: Report) -> str:
         x=lambda value: round(4 + 192 * min(max(value, 0.0), 1.0), 1),
         anchor=lambda comparison: "eval-" + re.sub(r"[^A-Za-z0-9_-]+", "-", comparison.name),
         spread=_spread,
+        points=_points,
+        mean_of=lambda values, places: statistics.fmean(values[i] for i in places) if places else math.nan,
+        bin_points=lambda bins: _points((b.predicted, b.observed) for b in bins),
     )
     return environment.get_template("report.html.j2").render(
         report=report,
@@ -96,6 +107,11 @@ def _signed(value: float) -> str:
 
 def _bounds(estimate: Estimate) -> str:
     return "" if estimate.low != estimate.low else f"[{_number(estimate.low)}, {_number(estimate.high)}]"
+
+
+def _points(curve: Iterable[tuple[float, float]]) -> str:
+    """A polyline's points on a square of 100 with its origin at the top left, from ones between 0 and 1."""
+    return " ".join(f"{100 * x:.1f},{100 - 100 * y:.1f}" for x, y in curve)
 
 
 def _spread(prompts: Sequence[PromptScore]) -> dict[str, Any]:

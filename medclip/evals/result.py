@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import numpy as np
 from jaxtyping import Float
 
+from medclip.evals.multilabel_curves import OperatingPoint, Reliability
 from medclip.types import Batch, DualEncoder, Preprocess
 
 Role = Literal["domain", "retention"]
@@ -21,6 +22,8 @@ LABELS = {
     "mean_per_class_recall": "balanced accuracy",
     "macro_f1": "macro F1",
     "auroc": "macro AUROC",
+    "mean_average_precision": "macro AUPRC",
+    "brier": "Brier score",
     "text_retrieval_recall@1": "image→text R@1",
     "text_retrieval_recall@5": "image→text R@5",
     "text_retrieval_recall@10": "image→text R@10",
@@ -44,6 +47,13 @@ class EvalData(Protocol):
     def __len__(self) -> int: ...
 
     def batches(self, preprocess: Preprocess, batch_size: int, workers: int) -> Iterable[Batch]: ...
+
+
+class LabelledData(EvalData, Protocol):
+    """A set for multi-label classification; its batches' `label` (b, c) has a column a class, NaN where unknown."""
+
+    @property
+    def classes(self) -> Sequence[str]: ...
 
 
 class Outcomes(Protocol):
@@ -124,6 +134,53 @@ class RetrievalDetails:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """A picture (JPEG) that scores high for a class: its probability, and its label there (None: unknown)."""
+
+    key: str
+    thumbnail: bytes
+    probability: float
+    truth: bool | None
+
+
+@dataclass(frozen=True)
+class PairScore:
+    """One pair of templates alone as the classifier."""
+
+    positive: str
+    negative: str
+    auroc: list[float]  # of each class
+
+
+@dataclass(frozen=True)
+class ClassReport:
+    """One class of a multi-label classification by one checkpoint; curves are empty where it is undefined."""
+
+    name: str
+    words: list[str]  # names used in prompts; empty for a classifier
+    positives: int
+    known: int  # samples with a label for it
+    calibration_error: float
+    brier: float
+    roc: list[tuple[float, float]] = field(default_factory=list)  # false-positive rate, sensitivity
+    reliability: list[Reliability] = field(default_factory=list)
+    operating_points: list[OperatingPoint] = field(default_factory=list)
+    gallery: list[Finding] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class MultiLabelDetails:
+    """Tables and drawings of a multi-label classification, in the order of the configured classes."""
+
+    kind: Literal["classifier", "zero-shot"]
+    classes: list[ClassReport]
+    missing: list[str]  # configured classes that the checkpoint has none for
+    validation: int  # samples that thresholds were chosen on; 0: the evaluated ones themselves
+    pairs: list[PairScore]  # zero-shot only
+    attention: bool  # whether the gallery's pictures show attention
+
+
+@dataclass(frozen=True)
 class Result:
     """One evaluation of one checkpoint."""
 
@@ -131,7 +188,7 @@ class Result:
     role: Role
     headline: tuple[str, ...]  # the metrics that speak for this evaluation
     outcomes: Outcomes
-    details: ClassificationDetails | RetrievalDetails | None  # tables and pictures of the report
+    details: ClassificationDetails | RetrievalDetails | MultiLabelDetails | None  # tables and pictures of the report
     chance: dict[str, float]
     skipped: dict[str, int]
     lower_is_better: frozenset[str] = frozenset()

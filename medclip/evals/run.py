@@ -11,6 +11,7 @@ from medclip.evals.bootstrap import Bootstrap
 from medclip.evals.compare import Comparison, compare
 from medclip.evals.result import Evaluation, Result
 from medclip.infer.memory import Remembering
+from medclip.infer.scorers import Classifier
 from medclip.types import DualEncoder, UserError
 
 OnProgress = Callable[[str, int, int], object]  # evaluation, samples done, samples in all
@@ -35,15 +36,23 @@ class Report:
 
 
 def evaluate_checkpoint(
-    clip: DualEncoder,
+    clip: DualEncoder | Classifier,
     evals: Mapping[str, Evaluation],
     *,
     batch_size: int = 64,
     workers: int = 0,
     on_progress: OnProgress = lambda name, done, total: None,
 ) -> dict[str, Result]:
-    """Every evaluation of one checkpoint; the same image or text is embedded once for all of them."""
-    remembering = Remembering(clip)
+    """Every evaluation of one checkpoint; the same image or text is embedded once for all of them.
+
+    Raises:
+        UserError: a classifier for an evaluation that needs a CLIP.
+    """
+    remembering = Remembering(clip) if isinstance(clip, DualEncoder) else clip
+    if remembering is clip and (unfit := [n for n, e in evals.items() if not getattr(e, "takes_classifiers", False)]):
+        raise UserError(
+            f"evaluation {unfit[0]!r} needs texts, but this checkpoint is a classifier: leave one of them out"
+        )
     results = {}
     for name, evaluation in evals.items():
         done, total = 0, len(evaluation.data)
@@ -54,7 +63,12 @@ def evaluate_checkpoint(
             done += count
             on_progress(name, done, total)
 
-        results[name] = evaluation(remembering, batch_size=batch_size, workers=workers, advance=advance)
+        results[name] = evaluation(
+            remembering,  # pyright: ignore[reportArgumentType]  # a classifier only where it is taken
+            batch_size=batch_size,
+            workers=workers,
+            advance=advance,
+        )
         on_progress(name, total, total)
     return results
 
@@ -85,7 +99,7 @@ def make_report(
 
 
 def run_evaluation(
-    clips: Mapping[str, DualEncoder],
+    clips: Mapping[str, DualEncoder | Classifier],
     evals: Mapping[str, Evaluation],
     *,
     batch_size: int = 64,

@@ -115,3 +115,9 @@ def patch_grid(tower: nn.Module, images: Tensor) -> tuple[int, int] | None:
             height, width = images.shape[-2:]
             return height // module.kernel_size[0], width // module.kernel_size[1]
     return None
+
+
+def image_tower(model: nn.Module) -> nn.Module:
+    """The part of a model that sees images: a CLIP's image tower; else all of it."""
+    net = getattr(model, "net", model)
+    return getattr(net, "visual", net)

@@ -73,6 +73,7 @@ class ColourSet:
                 meta |= {"label": None, "captions": []}
             self.rows.append((f"key-{i}", pixels.astype(np.uint8).transpose(2, 0, 1), meta))
         self.bad = [(f"bad-{i}", "broken image", "cut short") for i in range(2)]
+        self.classes = ()
 
     def __len__(self) -> int:
         return len(self.rows)
