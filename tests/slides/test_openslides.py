@@ -78,6 +78,25 @@ def test_after_an_error_the_next_read_is_right(tmp_path: Path) -> None:
             assert np.array_equal(slide.read(0, 200, 64, 64, 64), rectangle(whole, 200, 64, 64, 64))
 
 
+def test_one_error_does_not_slow_down_what_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = toys.break_header(toy_slide(tmp_path / "a.svs", 300, 200, tile_size=64).path)
+    opens: list[Path] = []
+    real = openslide.OpenSlide
+
+    def counted(path: Path) -> openslide.OpenSlide:
+        opens.append(path)
+        return real(path)
+
+    with opened(toy) as slide:
+        monkeypatch.setattr(openslide, "OpenSlide", counted)
+        with pytest.raises(TileError):
+            slide.read(0, 70, 70, 10, 10)
+        assert len(opens) == 2  # one to make sure, one for all later reads
+        for x in range(0, 200, 20):
+            slide.read(0, x, 130, 10, 10)
+        assert len(opens) == 2
+
+
 def test_an_error_of_another_thread_on_the_same_handle_is_not_ours(tmp_path: Path) -> None:
     """What a thread sees that reads a good place between another one's error and the new handle."""
     toy = toy_slide(tmp_path / "a.svs", 300, 200, tile_size=64)
