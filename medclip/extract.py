@@ -23,7 +23,7 @@ from medclip.types import UserError
 from slides.cohort import read_cohort, take_part
 from slides.entry import Entry
 from slides.errors import SlideError
-from slides.extract import Output, extract_slide
+from slides.extract import Output, work
 from slides.features import FeatureOutput, claimed, extract_features
 from slides.files import write_whole
 from slides.mpp import read_mpp_table
@@ -64,18 +64,14 @@ def _extract(cfg: DictConfig) -> list[dict[str, Any]]:
         mark = output.fingerprint(request)
         claim(folder, mark)  # before anything is written of this run
         write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg).encode())
-        work = functools.partial(_work, request=request, output=output, threads=threads)
-        rows = run(entries, work, folder, settings=mark, engine=cfg.engine, processes=processes, cpus=threads)
+        call = functools.partial(work, request=request, output=output, threads=threads)
+        rows = run(entries, call, folder, settings=mark, engine=cfg.engine, processes=processes, cpus=threads)
         _tell(rows, folder)
     if features:
         rows = _features(cfg, request, entries, folder)
     if rows and all(row["status"] in ("failed", "busy") for row in rows):
         raise UserError(f"no slide could be used, e.g. {rows[0]['slide']}: {rows[0]['reason']}")
     return rows
-
-
-def _work(entry: Entry, progress: Any, *, request: Request, output: Output, threads: int) -> dict[str, Any]:
-    return extract_slide(entry, request, output, threads=threads, progress=progress)
 
 
 def _check(cfg: DictConfig, save: tuple[str, ...], features: bool) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from slides.cohort import read_cohort, take_part
 from slides.errors import SlideError
-from slides.extract import SAVE, Output, extract_slide
+from slides.extract import SAVE, Output, work
 from slides.mpp import read_mpp_table
 from slides.request import ARTEFACTS, STAINS, TISSUE, Request
 from slides.run import run, split_cores
@@ -94,9 +94,9 @@ def main() -> int:
         processes, threads = split_cores(len(entries), chosen.processes, chosen.threads)
         if chosen.engine == "ray":
             processes, threads = chosen.processes or 0, chosen.threads or 1
-        work = functools.partial(one_slide, request=request, output=output, threads=threads)
+        call = functools.partial(work, request=request, output=output, threads=threads)
         mark = output.fingerprint(request)
-        rows = run(entries, work, output.path, settings=mark, engine=chosen.engine, processes=processes, cpus=threads)
+        rows = run(entries, call, output.path, settings=mark, engine=chosen.engine, processes=processes, cpus=threads)
     except SlideError as error:
         print(f"extract_patches: {error}", file=sys.stderr)
         return 2
@@ -112,10 +112,6 @@ def tell_failures(name: str, rows: list[dict[str, Any]]) -> None:
         print(f"{name}: {row['slide']}: {row['reason']}", file=sys.stderr)
     if len(bad) > 5:
         print(f"{name}: … and {len(bad) - 5} more: see manifest.csv", file=sys.stderr)
-
-
-def one_slide(entry, progress, *, request: Request, output: Output, threads: int):
-    return extract_slide(entry, request, output, threads=threads, progress=progress)
 
 
 if __name__ == "__main__":

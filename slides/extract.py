@@ -129,6 +129,11 @@ def _folders(request: Request, output: Output) -> list[Path]:
     return [*(output.path / name for name in names), coords_file(output.path, request, output.layout, "").parent]
 
 
+def work(entry: Entry, progress: Progress, *, request: Request, output: Output, threads: int) -> dict[str, Any]:
+    """`extract_slide` as `run.run` calls it; here, so that its processes need no more than this package."""
+    return extract_slide(entry, request, output, threads=threads, progress=progress)
+
+
 def finished(state: Path, slide: str, mark: str) -> dict[str, Any] | None:
     """The row of a slide that is done with these settings."""
     try:

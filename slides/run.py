@@ -6,13 +6,17 @@ a row; a process that dies (killed, out of memory) is started again, and its sli
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
+import sys
 import time
+import types
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -136,6 +140,19 @@ def _one(entry: Entry) -> Row:
     return work(entry, tell)
 
 
+@contextmanager
+def _bare_main(work: Work) -> Iterator[None]:
+    """Let a new process not import the program that was started (`medclip` loads torch: 0.6 GB and seconds each)."""
+    call = work.func if isinstance(work, functools.partial) else work
+    program = sys.modules["__main__"]
+    if getattr(call, "__module__", "__main__") != "__main__":
+        sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = program
+
+
 class _Worker:
     """A process of its own, made anew where it died: a pool of several would end all of them, and blame them all."""
 
@@ -151,11 +168,12 @@ class _Worker:
         self.pool = ProcessPoolExecutor(1, self.context, _keep, (self.counters, self.work))
 
     def submit(self, entry: Entry) -> Future[Row]:
-        try:
-            return self.pool.submit(_one, entry)
-        except BrokenProcessPool:  # it died while it had nothing to do
-            self.start()
-            return self.pool.submit(_one, entry)
+        with _bare_main(self.work):
+            try:
+                return self.pool.submit(_one, entry)
+            except BrokenProcessPool:  # it died while it had nothing to do
+                self.start()
+                return self.pool.submit(_one, entry)
 
     def news(self) -> tuple[int, int]:
         """Patches planned and done since the last call."""

@@ -6,6 +6,8 @@ import csv
 import functools
 import os
 import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from slides.errors import SlideError
 from slides.extract import Output, extract_slide
 from slides.files import OutputError, alone
 from slides.run import claim, cores, run, split_cores
-from tests.slides.runs import REQUEST, contents, entries_of, extract, leftovers, quiet
+from tests.slides.runs import REQUEST, ROOT, contents, entries_of, extract, leftovers, quiet
 from tests.slides.toys import toy_slide
 
 
@@ -25,24 +27,27 @@ def entries(*names: str) -> list[Entry]:
     return [Entry(name, f"/data/{name}.svs") for name in names]
 
 
-def note(folder: Path, entry: Entry) -> int:
-    """One more call for a slide; how many there have been."""
-    with (folder / f"{entry.slide}.calls").open("a") as file:
-        file.write("x")
-    return (folder / f"{entry.slide}.calls").stat().st_size
+def calls_of(folder: Path, slide: str) -> int:
+    path = folder / f"{slide}.calls"
+    return path.stat().st_size if path.exists() else 0
 
 
 def fragile(entry: Entry, progress: Any, folder: Path) -> dict[str, Any]:
-    """`dies` always kills its process, `once` the first time; `slow` waits until `dies` has died three times."""
+    """`dies` always kills its process, `once` the first time; `full` finds the disk full.
+
+    `slow` waits until `dies` has died three times, `waits` until `full` has been begun.
+    """
     progress(10, 0)
-    calls = note(folder, entry)
+    with (folder / f"{entry.slide}.calls").open("a") as file:
+        file.write("x")
+    calls = calls_of(folder, entry.slide)
     if entry.slide == "dies" or (entry.slide == "once" and calls == 1):
         os.kill(os.getpid(), signal.SIGKILL)
     progress(0, 10)
     if entry.slide == "full":
         raise OutputError("cannot write x (No space left on device): make room")
-    if entry.slide == "slow":
-        while not (folder / "dies.calls").exists() or (folder / "dies.calls").stat().st_size < 3:
+    for name, other, many in (("slow", "dies", 3), ("waits", "full", 1)):
+        while entry.slide.startswith(name) and calls_of(folder, other) < many:
             os.sched_yield()
     return {"slide": entry.slide, "path": entry.path, "status": "ok", "reason": "", "patches": 10}
 
@@ -79,9 +84,41 @@ def test_patches_of_other_processes_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_what_cannot_be_written_ends_the_run(tmp_path: Path, processes: int) -> None:
     work = functools.partial(fragile, folder=tmp_path)
+    cohort = entries("full", *(f"waits {n}" for n in range(40)))
     with pytest.raises(OutputError, match="make room"):
-        run(entries("a", "full", "b", "c", "d"), work, tmp_path, settings="s", processes=processes, meter=quiet())
-    assert not (tmp_path / "d.calls").exists()
+        run(cohort, work, tmp_path, settings="s", processes=processes, meter=quiet())
+    assert len(list(tmp_path.glob("waits*.calls"))) < 20
+
+
+PROGRAM = """
+import functools, sys
+from pathlib import Path
+from slides.entry import Entry
+from slides.run import run
+from tests.slides.runs import quiet
+from tests.slides.test_run import fragile
+print("the program was imported", flush=True)
+
+def own(entry, progress, folder):
+    return fragile(entry, progress, folder)
+
+if __name__ == "__main__":
+    folder, call = Path(sys.argv[1]), {"slides": fragile, "own": own}[sys.argv[2]]
+    work = functools.partial(call, folder=folder)
+    rows = run([Entry(n, n) for n in "abc"], work, folder / "out", settings="s", processes=2, meter=quiet())
+    print([row["status"] for row in rows])
+"""
+
+
+@pytest.mark.parametrize(("call", "imports"), [("slides", 1), ("own", 3)])
+def test_processes_do_not_import_the_program_unless_the_work_is_in_it(tmp_path: Path, call: str, imports: int) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path), call]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["the program was imported"] * imports + ["['pending', 'pending', 'pending']"], (
+        done.stderr
+    )
 
 
 def one_slide(entry: Entry, progress: Any, output: Output) -> dict[str, Any]:
