@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ def each_on_ray(
         raise SlideError("engine=ray needs Ray: pip install 'medclip-adapt[ray]'") from None
     own = not ray.is_initialized()
     if own:
-        ray.init(log_to_driver=False, include_dashboard=False)
+        ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
     task = ray.remote(max_retries=_RETRIES, num_cpus=cpus)(_do)
     shared = ray.put(work)
     waiting = list(entries)
