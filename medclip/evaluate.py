@@ -47,7 +47,7 @@ def evaluate(cfg: DictConfig) -> Report:
                 clip, evals, batch_size=cfg.batch_size, workers=cfg.workers, on_progress=progress_of(name)
             )
             del clip
-    list_skipped({name: evaluation.data for name, evaluation in evals.items()}, folder)
+    list_skipped(sets_of(evals), folder)
     report = make_report(results, settings=settings, sources=checkpoints)
     page = write_report(report, folder)
     console = Console()
@@ -72,6 +72,13 @@ def check_evals(cfg: DictConfig) -> None:
 def build_evals(cfg: DictConfig) -> dict[str, Evaluation]:
     """The evaluations of `cfg.evals` by name."""
     return {str(name): build(cfg.evals[name], name=str(name)) for name in cfg.evals}
+
+
+def sets_of(evals: Mapping[str, Evaluation]) -> dict[str, EvalData]:
+    """Every set that was read, by the evaluation's name; sets for choosing thresholds have their own."""
+    sets = {name: evaluation.data for name, evaluation in evals.items()}
+    validation = {name: getattr(evaluation, "validation", None) for name, evaluation in evals.items()}
+    return sets | {f"{name} (validation)": data for name, data in validation.items() if data is not None}
 
 
 def list_skipped(sets: Mapping[str, EvalData], folder: Path) -> None:

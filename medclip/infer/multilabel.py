@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from medclip.infer.zeroshot import by_template, ensemble, fill, prompt_features
+from medclip.infer.zeroshot import by_template, embed_texts, ensemble, fill
 from medclip.types import DualEncoder, UserError
 
 LOGIT_SCALE = 100.0  # what OpenAI's and most open_clip models end at
@@ -25,7 +25,10 @@ LOGIT_SCALE = 100.0  # what OpenAI's and most open_clip models end at
 
 @dataclass(frozen=True)
 class PromptPair:
-    """Templates of a finding's presence and absence, with `{}` or `{c}` where its name goes."""
+    """Templates of a finding's presence and absence, with `{}` or `{c}` where its name goes.
+
+    The negative one may go without: "no acute abnormality" for a CLIP that has learnt no negations.
+    """
 
     positive: str
     negative: str
@@ -43,8 +46,7 @@ def parse_pairs(prompts: Sequence[Mapping[str, str] | Sequence[str]]) -> list[Pr
         if isinstance(sides, str) or len(sides) != 2 or not all(isinstance(side, str) for side in sides):
             raise UserError(f"prompts: {given!r} is no pair: write [positive, negative], e.g. ['{{}}', 'no {{}}']")
         pair = PromptPair(str(sides[0]), str(sides[1]))
-        for template in (pair.positive, pair.negative):
-            fill(template, "")
+        fill(pair.positive, "")
         if pair.positive == pair.negative:
             raise UserError(f"prompts: both sides of a pair are {pair.positive!r}, which tells nothing apart")
         pairs.append(pair)
@@ -75,9 +77,20 @@ def pair_classifier(
 ) -> PairClassifier:
     """The classifier of `classes` (class -> its names), float64 on the CPU."""
     sides = [
-        prompt_features(encoder, classes, templates)
+        _features(encoder, classes, templates)
         for templates in ([p.positive for p in pairs], [p.negative for p in pairs])
     ]
     joint = [ensemble(side).double() for side in sides]
     alone = [by_template(side).double() for side in sides]
     return PairClassifier(joint[0] - joint[1], alone[0] - alone[1])
+
+
+def _features(
+    encoder: DualEncoder, classes: Mapping[str, Sequence[str]], templates: Sequence[str]
+) -> list[Float[Tensor, "t names d"]]:
+    """`zeroshot.prompt_features` for templates that may lack a place for the name."""
+    places = ("{c}" in t or "{}" in t for t in templates)
+    slotted = list(zip(templates, places, strict=True))
+    texts = [[fill(t, name) if slot else t for t, slot in slotted for name in names] for names in classes.values()]
+    features = embed_texts(encoder, [text for own in texts for text in own])
+    return [part.unflatten(0, (len(templates), -1)) for part in features.split([len(own) for own in texts])]

@@ -42,6 +42,15 @@ def test_a_single_pair_alone_is_the_ensemble_and_several_are_told_apart() -> Non
     assert not torch.allclose(both.log_odds(features), both.log_odds_alone(features)[0])
 
 
+def test_an_absence_without_a_name_is_the_same_for_all_classes() -> None:
+    clip = ColourClip(0.7)
+    found = pair_classifier(clip, {"red": ["red", "crimson"], "green": ["green"]}, [PromptPair("{}", "dark blue")])
+    rest = clip.encode_text(clip.tokenizer(["blue"]))[0].double()
+    for row, names in enumerate((["red", "crimson"], ["green"])):
+        own = torch.nn.functional.normalize(clip.encode_text(clip.tokenizer(names)).mean(dim=0), dim=0).double()
+        torch.testing.assert_close(found.joint[row], own - rest, atol=1e-6, rtol=0)
+
+
 def test_pairs_of_a_config() -> None:
     assert parse_pairs([["{}", "no {}"], {"positive": "{c} seen", "negative": "{c} not seen"}]) == [
         PromptPair("{}", "no {}"),
@@ -56,7 +65,7 @@ def test_pairs_of_a_config() -> None:
         (["{}"], "is no pair"),
         ([["{}", "no {}", "maybe {}"]], "is no pair"),
         ([{"positive": "{}"}], "is no pair"),
-        ([["{}", "no finding"]], "no place for the class name"),
+        ([["no finding", "no {}"]], "no place for the class name"),
         ([["{}", "{}"]], "tells nothing apart"),
     ],
 )

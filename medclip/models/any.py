@@ -1,0 +1,82 @@
+"""Any checkpoint that can be evaluated: a CLIP from anywhere, or a classifier of `medclip train experiment=thorax`.
+
+`random:CHECKPOINT` is the same model with fresh weights: what its architecture reaches without having learnt anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medclip.models.build import build_clip, plain
+from medclip.models.clip import Clip
+from medclip.models.encoder import refuse_unlike
+from medclip.models.load import load_clip
+from medclip.models.source import find_source
+from medclip.models.vit import Classifier, classifier_from
+from medclip.models.weights import read_checkpoint
+from medclip.types import UserError
+
+RANDOM = "random:"
+
+
+def load_any(
+    architecture: str | Mapping[str, Any] | None = None,
+    pretrained: str | None = None,
+    *,
+    seed: int = 0,
+    **options: Any,
+) -> Clip | Classifier:
+    """Load a checkpoint, whichever kind of model it is of.
+
+    Args:
+        architecture: see `load_clip`; not for classifiers, which describe themselves.
+        pretrained: what `load_clip` takes, a classifier's .ckpt, or either after `random:`.
+        seed: of the weights after `random:`.
+        **options: of `load_clip`, for CLIPs.
+
+    Raises:
+        UserError: see `load_clip`; a masked autoencoder, which has no classes; a damaged checkpoint.
+    """
+    fresh = pretrained is not None and pretrained.startswith(RANDOM)
+    wanted = pretrained.removeprefix(RANDOM) if pretrained is not None else None
+    path = Path(wanted).expanduser() if wanted is not None else None
+    content = read_checkpoint(path) if path is not None and path.suffix == ".ckpt" and path.is_file() else {}
+    description = content.get("medclip")
+    kind = description.get("kind") if isinstance(description, Mapping) else None
+    if kind == "mae":
+        raise UserError(
+            f"{wanted} is a masked autoencoder, which names no findings: fine-tune it first (medclip train "
+            f"experiment=thorax model.init={wanted})"
+        )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if kind == "classifier":
+            assert isinstance(description, Mapping)
+            model = _classifier(description, str(wanted))
+            return model if fresh else _filled(model, content.get("state_dict"), str(wanted))
+        if fresh:
+            source = find_source(plain(architecture), wanted, None, options.get("cache_dir"))
+            return build_clip(source.description)
+    return load_clip(architecture, wanted, **options)
+
+
+def _classifier(description: Mapping[str, Any], where: str) -> Classifier:
+    try:
+        return classifier_from(description)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{where} does not describe its classifier ({error!r}): was it made by another version?"
+        ) from error
+
+
+def _filled(model: Classifier, state: Any, where: str) -> Classifier:
+    if not isinstance(state, Mapping):
+        raise UserError(f"{where} holds no weights: get it again")
+    taken = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
+    refuse_unlike(model.state_dict(), taken, where)
+    model.load_state_dict(taken)
+    return model
