@@ -130,7 +130,7 @@ def _placeholders(name: str, path: str) -> list[str]:
         path.format(**dict.fromkeys(columns, "x"))
     except (ValueError, KeyError, IndexError, AttributeError):
         raise UserError(
-            f"source {name}: image_path is {path!r}: write columns in braces, e.g. files/p{{subject:.2}}/{{dicom_id}}.jpg"
+            f"source {name}: image_path is {path!r}: write columns in braces, e.g. p{{subject:.2}}/{{dicom_id}}.jpg"
         ) from None
     return columns
 

@@ -251,6 +251,7 @@ def test_readers_import_without_lightning_hydra_or_open_clip() -> None:
     code = (
         "import sys, medclip.data.pairs, medclip.data.sources, medclip.data.evalset, medclip.data.make_shards\n"
         "heavy = {'pytorch_lightning', 'hydra', 'open_clip', 'transformers', 'timm', 'sklearn', 'torchvision'}\n"
+        "heavy |= {'pydicom'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -378,3 +378,94 @@ def test_order_of_files_is_the_same_everywhere(tmp_path: Path) -> None:
             (tmp_path / folder_name / name).write_bytes(b"x")
     one, two = (folder(tmp_path / name, caption=False) for name in ("one", "two"))
     assert [one.key(i) for i in range(len(one))] == [two.key(i) for i in range(len(two))]
+
+
+# Reshaped
+
+
+def shaped(root: Path, rows: list[dict[str, Any]], **config: Any) -> Source:
+    return opened(write(root / "t.csv", rows), caption=False, **config)
+
+
+def test_search_finds_files_in_whatever_folders(root: Path) -> None:
+    for name in ("a/x.png", "b/c/y.png", "a/z.png", "b/z.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode())
+    rows = [{"image": name, "n": k} for k, name in enumerate(("x", "y", "z", "gone"))]
+    found = shaped(root, rows, search=True, suffix=".png")
+    assert [found.read(i).image for i in range(len(found))] == [b"a/x.png", b"b/c/y.png"]
+    assert [found.key(i) for i in range(2)] == ["x", "y"] and found.fields(1)["n"] == 1
+    assert found.problems == [
+        ("z", "missing image", f"z.png is in 2 folders below {root}"),
+        ("gone", "missing image", f"gone.png is in no folder below {root}"),
+    ]
+
+
+def test_join_keeps_a_rows_own_columns_and_rows_without_a_partner(root: Path) -> None:
+    write(root / "other.csv", [{"pid": "007", "case": "theirs", "site": "A"}, {"pid": "7", "case": "x", "site": "B"}])
+    rows = [{"image": "im/1.jpg", "pid": p, "case": "mine"} for p in ("7", "007", "8")]
+    found = shaped(root, rows, join={"table": str(root / "other.csv"), "by": "pid"})
+    assert [found.fields(i).get("site") for i in range(3)] == ["B", "A", None]  # numbers with zeros are names
+    assert [found.fields(i)["case"] for i in range(3)] == ["mine"] * 3
+    with pytest.raises(UserError, match=r"other\.csv has no column 'image'; they are: pid, case, site"):
+        shaped(root, rows, join={"table": str(root / "other.csv"), "by": ["pid", "image"]})
+    write(root / "other.csv", [{"pid": "7", "site": "A"}, {"pid": "7", "site": "B"}])
+    with pytest.raises(UserError, match="two rows of the same pid"):
+        shaped(root, rows, join=[{"table": str(root / "other.csv"), "by": "pid"}])
+
+
+def test_majority(root: Path) -> None:
+    votes = {"im/1.jpg": ["110", "100", "001"], "im/2.jpg": ["10", "11"], "im/3.jpg": ["1"]}
+    rows = [
+        {"image": image, "rad": f"R{k}", "A": int(v[0]), "B": int(v[1]) if len(v) > 1 else 0}
+        for image, each in votes.items()
+        for k, v in enumerate(each)
+    ]
+    found = shaped(root, rows[::-1], majority="image")
+    seen = {found.key(i): (found.fields(i)["A"], found.fields(i)["B"]) for i in range(len(found))}
+    assert seen == {"im/1.jpg": (1, 0), "im/2.jpg": (1, 0), "im/3.jpg": (1, 0)}  # a tie is no majority
+    with pytest.raises(UserError, match="majority: no column 'who'; the columns are: image, rad, A, B"):
+        shaped(root, rows, majority="who")
+
+
+def test_extract_and_image_path(root: Path) -> None:
+    rows = [{"Path": f"x/patient0000{k}/v.jpg", "n": k, "ok": "yes"} for k in (1, 2)] + [
+        {"Path": "y", "n": "", "ok": "n"}
+    ]
+    extract = {
+        "patient": {"column": "Path", "pattern": r"patient\d+"},
+        "digit": {"column": "Path", "pattern": r"0(\d)/"},
+    }
+    found = shaped(root, rows, extract=extract, image_path="im/{n}.jpg")
+    assert [(found.read(i).image, found.fields(i)["patient"]) for i in range(2)] == [
+        (b"image 1", "patient00001"),
+        (b"image 2", "patient00002"),
+    ]
+    assert found.fields(0)["digit"] == "1" and [why for _, why, _ in found.problems] == ["missing image"]
+    assert shaped(root, rows, image_path="im/{n}.{ok:.1}").fields(0)["image_path"] == "im/1.y"
+
+
+def test_a_made_path_cannot_leave_the_root(root: Path) -> None:
+    found = shaped(root, [{"n": "../../etc/passwd"}], image_path="im/{n}")
+    with pytest.raises(BadSample, match=r"unsafe path|missing image"):
+        found.read(0)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"join": {"table": "x.csv"}}, r"join is .*: write \{table: other.csv, by:"),
+        ({"join": ["x.csv"]}, "join is"),
+        ({"extract": {"a": "b"}}, "extract is"),
+        ({"extract": {"a": {"column": "c", "pattern": "("}}}, "extract is"),
+        ({"image_path": "no columns"}, "image_path is"),
+        ({"image_path": "{image.__class__}"}, "image_path is"),
+        ({"image_path": "{image[0]}"}, "image_path is"),
+        ({"image_path": "{}"}, "image_path is"),
+        ({"image_path": "{image"}, "image_path is"),
+    ],
+)
+def test_bad_shapes_get_one_line(root: Path, config: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        shaped(root, [{"image": "im/1.jpg"}], **config)
+    assert "\n" not in str(caught.value)
