@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as transforms
 
 from medclip.models.load import load_clip
-from medclip.models.weights import read_state
+from medclip.models.weights import SUFFIXES, read_state
 from medclip.types import Preprocess, UserError
 
 _MODES = {"bicubic": transforms.InterpolationMode.BICUBIC, "bilinear": transforms.InterpolationMode.BILINEAR}
@@ -192,4 +192,4 @@ def short_name(checkpoint: str) -> str:
     path = Path(checkpoint.partition(":")[2] or checkpoint)
     if path.suffix == ".ckpt" and path.parent.name == "checkpoints":
         return f"{path.parent.parent.name}-{path.stem}"
-    return path.name if path.suffix in ("", ".ckpt") or path.is_dir() else path.stem
+    return path.stem if path.suffix in SUFFIXES and not path.is_dir() else path.name
