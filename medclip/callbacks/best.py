@@ -31,6 +31,7 @@ class BestCheckpoint(ModelCheckpoint):
             monitor=monitor,
             mode=mode,
             save_top_k=1,
+            save_on_train_epoch_end=False,  # Lightning's epoch is the whole run
             enable_version_counter=False,
             auto_insert_metric_name=False,
         )

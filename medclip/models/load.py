@@ -19,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from medclip.models.build import build_clip, plain
 from medclip.models.clip import Clip
-from medclip.models.encoder import Weights, read_vit, refuse_unlike
+from medclip.models.encoder import DECODER, Weights, read_vit, refuse_unlike
 from medclip.models.source import find_source, unlike
 from medclip.models.weights import load_state
 from medclip.types import Preprocess, UserError
@@ -130,7 +130,6 @@ def _start_tower(clip: Clip, tower: Weights, where: str) -> None:
     assert grid is not None
     own = trunk.state_dict()
     state = tower.on_grid(grid, where).state
-    taken = {key: value for key, value in state.items() if key in own}
-    # A head, a decoder, a norm that only a classifier has: the CLIP has its own.
+    taken = {key: value for key, value in state.items() if not key.startswith(("fc_norm.", "head.", *DECODER))}
     refuse_unlike({key: own[key] for key in own if not key.startswith("fc_norm.")}, taken, where)
     trunk.load_state_dict(taken, strict=False)

@@ -185,10 +185,10 @@ def _weights(init: str | Mapping[str, Any], where: str) -> Weights:
 
 def _take(model: Classifier, state: Mapping[str, Tensor], where: str) -> None:
     own = model.net.state_dict()
-    encoder = {key: value for key, value in own.items() if not key.startswith(("head.", "fc_norm."))}
-    taken = {key: value for key, value in state.items() if key in own and not key.startswith("head.")}
-    # A norm of its own is what only another classifier has; one of a CLIP that reads patches' means is as good.
-    refuse_unlike(own={key: own[key] for key in {*encoder, *taken}}, state=taken, where=where)
+    taken = {key: value for key, value in state.items() if not key.startswith(("norm.", "head.", *DECODER))}
+    # The norm after the mean is another classifier's alone.
+    wanted = {key: value for key, value in own.items() if not key.startswith(("head.", "fc_norm.")) or key in taken}
+    refuse_unlike(wanted, taken, where)
     model.net.load_state_dict(taken, strict=False)
     left = sorted({_short(key) for key in state if key not in taken})
     new = sorted({_short(key) for key in own if key not in taken})
