@@ -16,11 +16,6 @@ VERBS = sorted(path.stem for path in CONF.glob("*.yaml"))
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 TINY = [
-    "model=tiny_vit",
-    "model.architecture.vision_cfg.layers=1",
-    "model.architecture.text_cfg.layers=1",
-    "model.pretrained=null",
-    "data.sources=[{phantoms: {kind: xray, samples: 12, size: 64}}]",
     "data.batch_size=4",
     "data.workers=0",
     "trainer.accelerator=cpu",
@@ -29,6 +24,31 @@ TINY = [
     "trainer.precision=32-true",
     "epochs=2",
 ]
+PHANTOMS = "{phantoms: {kind: xray, samples: 12, size: 64, seed: %d}}"
+# What makes an experiment small, by what makes its model.
+TOYS = {
+    "medclip.models.load.load_clip": [
+        "model=tiny_vit",
+        "model.architecture.vision_cfg.layers=1",
+        "model.architecture.text_cfg.layers=1",
+        "model.pretrained=null",
+        f"data.sources=[{PHANTOMS % 0}]",
+    ],
+    "medclip.models.mae.build_mae": [
+        "model=mae_tiny",
+        f"data.sources=[{PHANTOMS % 0}]",
+        "data.val_sources=[]",
+        "data.group=null",
+    ],
+    "medclip.models.vit.build_vit": [
+        "model=vit_tiny",
+        f"data.sources=[{PHANTOMS % 0}]",
+        f"data.val_sources=[{PHANTOMS % 1}]",
+        "data.labels={names: [pneumothorax, cardiomegaly], from: class, field: phantom.label, other: zeros}",
+        "data.group=phantom.patient",
+        "task.lr_batch=null",
+    ],
+}
 
 
 def composed(name: str, *words: str) -> DictConfig:
@@ -60,7 +80,8 @@ def targets(node: object) -> list[str]:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiments_run(name: str, tmp_path: Path) -> None:
-    trainer = train(composed("train", f"experiment={name}", *TINY, f"output={tmp_path}", "max_steps=2"))
+    toy = TOYS[composed("train", f"experiment={name}").model._target_]
+    trainer = train(composed("train", f"experiment={name}", *TINY, *toy, f"output={tmp_path}", "max_steps=2"))
     assert trainer.global_step == 2
     assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
     assert "train/loss" in trainer.callback_metrics
@@ -75,7 +96,8 @@ def test_experiments_say_how_they_are_run(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["fast", "overfit", "profile"])
 def test_debug_choices_run(name: str, tmp_path: Path) -> None:
-    words = ["experiment=tiny", f"debug={name}", *TINY, f"output={tmp_path}", "trainer.max_steps=3"]
+    toy = TOYS["medclip.models.load.load_clip"]
+    words = ["experiment=tiny", f"debug={name}", *TINY, *toy, f"output={tmp_path}", "trainer.max_steps=3"]
     if name == "overfit":
         words.append("trainer.overfit_batches=2")
     assert train(composed("train", *words)).global_step >= 2

@@ -35,20 +35,31 @@ class BceLoss(nn.Module):
     """`bce_loss` as a loss term on logits and `batch["label"]`.
 
     Args:
-        pos_weight: by class, of its positives; negatives / positives of the training data makes both count alike.
-            None: 1 each.
+        pos_weight: by class, of its positives. "balanced": negatives / positives of the training data, so that both
+            count alike; whoever has the data says it by `balance`. None: 1 each.
     """
 
-    def __init__(self, pos_weight: Sequence[float | int] | None = None) -> None:
+    def __init__(self, pos_weight: Sequence[float | int] | str | None = None) -> None:
         super().__init__()
-        weight = None if pos_weight is None else torch.tensor(list(pos_weight), dtype=torch.float32)
+        if isinstance(pos_weight, str) and pos_weight != "balanced":
+            raise UserError(f"loss bce: pos_weight is {pos_weight!r}: give a number a class, balanced, or null")
+        self.balanced = pos_weight == "balanced"
+        weight = None if pos_weight is None or isinstance(pos_weight, str) else torch.tensor(list(pos_weight)).float()
         self.register_buffer("pos_weight", weight, persistent=False)
         self.pos_weight: Tensor | None
+
+    def balance(self, positives: Sequence[int], negatives: Sequence[int]) -> None:
+        """Weigh by how many samples have each class and how many do not; a class that none has keeps the weight 1."""
+        weights = [n / p if p and n else 1.0 for p, n in zip(positives, negatives, strict=True)]
+        self.pos_weight = torch.tensor(weights, dtype=torch.float32)
 
     def forward(self, out: Float[Tensor, "n c"], batch: Batch) -> Float[Tensor, ""]:
         label = batch.get("label")
         if label is None:
             raise UserError("the data have no labels: say data.labels (see conf/data/cxr.yaml)")
-        if self.pos_weight is not None and len(self.pos_weight) != out.shape[1]:
-            raise UserError(f"loss bce: {len(self.pos_weight)} class weights for {out.shape[1]} classes")
-        return bce_loss(out, label, self.pos_weight)
+        weight = self.pos_weight
+        if weight is None and self.balanced:
+            raise UserError("loss bce: pos_weight=balanced needs data that count their labels: give numbers instead")
+        if weight is not None and len(weight) != out.shape[1]:
+            raise UserError(f"loss bce: {len(weight)} class weights for {out.shape[1]} classes")
+        return bce_loss(out, label, None if weight is None else weight.to(out.device))

@@ -71,7 +71,7 @@ class Classifier(nn.Module):
 
     def __init__(self, shape: VitShape, classes: Sequence[str], preprocess: Preprocess, *, probe: bool = False) -> None:
         super().__init__()
-        if not classes or len(set(classes)) < len(classes):
+        if len(set(classes)) < len(classes):
             raise UserError(f"model.classes is {list(classes)}: name each class once")
         self.shape = shape
         self.classes = list(classes)
@@ -120,7 +120,7 @@ class Classifier(nn.Module):
 
 
 def build_vit(
-    classes: Sequence[str],
+    classes: Sequence[str] | None,
     *,
     init: str | Mapping[str, Any] | None = None,
     preprocess: Mapping[str, Any] | None = None,
@@ -144,6 +144,10 @@ def build_vit(
     known = [field.name for field in fields(VitShape)]
     if unknown := set(shape) - set(known):
         raise UserError(f"model.{min(unknown)} is unknown: there are {', '.join(known)}")
+    if not classes:
+        raise UserError(
+            "the model has no classes: say which findings, e.g. data.labels='{names: [Edema], from: columns}'"
+        )
     made = VitShape(**shape)
     if init is None:
         return Classifier(made, list(classes), _preprocess(made, preprocess, None), probe=probe)

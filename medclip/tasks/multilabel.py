@@ -36,6 +36,16 @@ class MultilabelTask(RowTask):
         self._labels: list[Tensor] = []
         self._named: tuple[str, ...] = ()
 
+    def on_fit_start(self) -> None:
+        """Tell the loss terms that ask for it how many samples have each class."""
+        asking: list[Any] = [term for term in self.losses.values() if getattr(term, "balanced", False)]
+        count = getattr(getattr(self.trainer, "datamodule", None), "label_counts", None)
+        if asking and count is not None:
+            counts = count()
+            positives, negatives = zip(*(counts.get(name, (0, 0)) for name in self.classes), strict=True)
+            for term in asking:
+                term.balance(positives, negatives)
+
     def score(self, batch: Batch) -> tuple[Any, dict[str, Tensor], Tensor]:
         label = batch.get("label")
         if label is None:

@@ -164,7 +164,8 @@ def test_description_makes_the_same_model_again():
         ({"drop_path": 1.0}, "drop_path"),
         ({"image_size": 50}, "no multiple of patch_size"),
         ({"classes": ["a", "a"]}, "each class once"),
-        ({"classes": []}, "each class once"),
+        ({"classes": []}, "no classes"),
+        ({"classes": None}, r"no classes.*data\.labels"),
         ({"layers": 2}, r"model\.layers is unknown"),
     ],
 )
