@@ -79,6 +79,9 @@ def overview(slide: Slide, mpp: float = 8.0, *, threads: int = 1) -> Overview:
                 errors[row, column] = error
                 continue
             if pixels is not None:
+                if level.tile is not None:
+                    left = level.width - column * cell[0], level.height - row * cell[1]
+                    pixels = _without_padding(pixels, left[0] // reduce, left[1] // reduce)
                 if factor > 1:
                     pixels = cv2.resize(pixels, (wide, high), interpolation=cv2.INTER_AREA)
                 canvas[row * high : (row + 1) * high, column * wide : (column + 1) * wide] = pixels
@@ -102,6 +105,15 @@ def overview(slide: Slide, mpp: float = 8.0, *, threads: int = 1) -> Overview:
     if inside.shape[:2] != (height, width):
         inside = cv2.resize(inside, (width, height), interpolation=cv2.INTER_AREA)
     return Overview(np.ascontiguousarray(inside), width0 / width, slide.mpp * width0 / width, broken, len(errors))
+
+
+def _without_padding(tile: np.ndarray, width: int, height: int) -> np.ndarray:
+    """A tile whose pixels beyond (width, height) repeat the last ones: its padding is often black, and no tissue."""
+    if width >= tile.shape[1] and height >= tile.shape[0]:
+        return tile
+    inside = tile[: max(height, 1), : max(width, 1)]
+    more = [(0, whole - part) for whole, part in zip(tile.shape[:2], inside.shape[:2], strict=True)]
+    return np.pad(inside, [*more, (0, 0)], mode="edge")
 
 
 def _power_within(limit: float, sides: list[int]) -> int:

@@ -26,6 +26,7 @@ from slides.errors import SlideError
 from slides.extract import Output, extract_slide
 from slides.files import OutputError, alone
 from slides.geojson import geometries
+from slides.pyramid import LOSSLESS
 from slides.request import Request
 from slides.save import ShardSaver
 from slides.stream import Encoding
@@ -188,6 +189,17 @@ def test_a_slide_without_tissue_is_empty_and_done(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "out/20x_64px_0px_overlap/patches/t_patches.h5") as f:
         assert f["coords"].shape == (0, 2)  # type: ignore[union-attr]
     assert leftovers(tmp_path) == [] and extract_slide(entry, REQUEST, out) == row
+
+
+def test_a_slide_smaller_than_a_patch_is_one_patch_on_white(tmp_path: Path) -> None:
+    toy = toy_slide(tmp_path / "t.svs", 50, 40, downsamples=(1,), encoding=LOSSLESS)
+    request = Request(size=64, mpp=0.25, tissue="none", remove=(), coverage=0.2, exact=True)
+    (row,) = extract([toy.path], tmp_path / "out", request, save=("arrays",))
+    assert (row["status"], row["patches"]) == ("ok", 1)
+    with h5py.File(tmp_path / "out/arrays/t.h5") as f:
+        (pixels,) = f["imgs"][:]  # type: ignore[index,misc]
+    assert np.array_equal(pixels[:40, :50], toy.pixels)
+    assert (pixels[40:] == 255).all() and (pixels[:, 50:] == 255).all()
 
 
 def test_a_slide_of_corrupt_tiles_alone_failed_and_is_tried_again(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import shapely
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely.geometry import box, mapping
@@ -183,3 +184,12 @@ def test_tiles_that_cannot_be_decoded_are_planned_not_taken_for_glass(tmp_path: 
     toy = toy_slide(tmp_path / "t.svs", 1000, 800, downsamples=(1,))
     plan = plan_of(break_header(toy.path, column=3, row=0), replace(REQUEST, mpp=0.25, size=256))  # glass
     assert [768, 0] in plan.coords.tolist() and plan.facts["broken_tiles"] == 1
+
+
+def test_the_black_padding_of_border_tiles_is_no_tissue(tmp_path: Path) -> None:
+    glass = np.full((500, 600, 3), 244, np.uint8)
+    options = {"tile": (256, 256), "photometric": "rgb", "resolution": (2e4, 2e4), "resolutionunit": "CENTIMETER"}
+    for compression in (None, "jpeg"):  # tifffile pads with zeros
+        tifffile.imwrite(tmp_path / "t.tiff", glass, compression=compression, **options)
+        assert len(plan_of(tmp_path / "t.tiff", replace(REQUEST, mpp=None, tissue_mpp=4.0))) == 0
+        assert len(plan_of(tmp_path / "t.tiff", replace(REQUEST, mpp=None))) == 0
