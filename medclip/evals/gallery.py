@@ -7,7 +7,6 @@ from io import BytesIO
 from itertools import pairwise
 
 import cv2
-import matplotlib
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
@@ -95,7 +94,8 @@ def overlay(image: UInt8[np.ndarray, "3 h w"], attention: Float[np.ndarray, "gh 
         spread = attention.max() - attention.min()
         heat = (attention - attention.min()) / spread if spread > 0 else np.zeros_like(attention)
         heat = np.clip(cv2.resize(heat.astype(np.float32), size, interpolation=cv2.INTER_CUBIC), 0, 1)
-        colour = matplotlib.colormaps["inferno"](0.25 + 0.7 * heat)[..., :3] * 255
+        shades = (64 + 180 * heat).astype(np.uint8)  # neither its black nor its white
+        colour = cv2.applyColorMap(shades, cv2.COLORMAP_INFERNO)[..., ::-1]
         alpha = OPAQUE * heat[..., None]
         picture = (picture * (1 - alpha) + colour * alpha).round().astype(np.uint8)
     buffer = BytesIO()

@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
 Pool = Literal["token", "mean"]
@@ -27,23 +26,20 @@ def attention_layers(tower: nn.Module) -> list[nn.Module]:
 
     A decoder beside the encoder (MAE's) is left out.
     """
-    return [
-        module
-        for name, module in tower.named_modules()
-        if isinstance(module, Attention | nn.MultiheadAttention) and "decoder" not in name
-    ]
+    from timm.models.vision_transformer import Attention  # here: it takes a second, which `--help` need not wait
+
+    kinds = (Attention, nn.MultiheadAttention)
+    return [module for name, module in tower.named_modules() if isinstance(module, kinds) and "decoder" not in name]
 
 
 def attention_weights(layer: nn.Module, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n n"]:
     """Self-attention of `layer` on its own input, averaged over heads; rows sum to 1."""
-    if isinstance(layer, Attention):
-        joint, heads, scale = layer.qkv(tokens), layer.num_heads, layer.scale
-        norms: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] = (layer.q_norm, layer.k_norm)
+    part: Any = layer
+    if isinstance(layer, nn.MultiheadAttention):
+        joint = nn.functional.linear(tokens, part.in_proj_weight, part.in_proj_bias)
+        heads, scale, norms = part.num_heads, part.head_dim**-0.5, (nn.Identity(), nn.Identity())
     else:
-        assert isinstance(layer, nn.MultiheadAttention) and layer.in_proj_weight is not None
-        joint = nn.functional.linear(tokens, layer.in_proj_weight, layer.in_proj_bias)
-        heads, scale = layer.num_heads, layer.head_dim**-0.5
-        norms = (nn.Identity(), nn.Identity())
+        joint, heads, scale, norms = part.qkv(tokens), part.num_heads, part.scale, (part.q_norm, part.k_norm)
     query, key = joint.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)[:2]  # (b, heads, n, d / heads)
     scores = (norms[0](query) * scale).float() @ norms[1](key).float().mT
     return scores.softmax(dim=-1).mean(dim=1)

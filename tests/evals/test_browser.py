@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from medclip.evals.report import write_report
+from tests.evals.test_multilabel_report import thorax_report
 from tests.evals.test_report import colour_report
 
 CHROMIUM = next(
@@ -60,4 +61,24 @@ def test_page(browser, page_file: Path, width: int, scheme: str) -> None:
     assert page.url.endswith("#eval-colours")
     assert not said
     assert all(url.startswith(("file:", "data:")) for url in asked)
+    page.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (390, "light")])
+def test_a_multi_label_page(browser, tmp_path: Path, width: int, scheme: str) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.goto(write_report(thorax_report(), tmp_path).as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    charts = page.locator(".chart")
+    sizes = [charts.nth(i).bounding_box() for i in range(charts.count())]
+    assert len(sizes) == 2 + 3  # two ROC curves, edema has none, and three calibrations
+    assert all(box and 90 < box["width"] <= width and abs(box["width"] - box["height"]) < 2 for box in sizes)
+    # Every curve in its checkpoint's colour, as in the legend.
+    colours = page.evaluate(
+        "[0, 1, 2].map(i => [getComputedStyle(document.querySelector(`.chart polyline.m${i}`)).stroke,"
+        " getComputedStyle(document.querySelector(`.key.m${i}`)).backgroundColor])"
+    )
+    assert all(stroke == key for stroke, key in colours) and len({stroke for stroke, _ in colours}) == 3
+    assert page.evaluate("getComputedStyle(document.querySelector('.chart polyline')).fill") == "none"
     page.close()
