@@ -12,11 +12,9 @@ cpu, rss_mb}; imports are not timed, opening the slide is.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import io
 import json
 import resource
-import sys
 import tarfile
 import tempfile
 import time
@@ -350,18 +348,6 @@ def few_places(folder: Path, name: str, count: int) -> str:
     return f"{folder / case.slide}|{places}|{round(SIZE * MPP / SLIDES[case.slide])}"
 
 
-def keep_freed_memory() -> None:
-    """Have glibc reuse what is freed, on all sides.
-
-    Otherwise it hangs on the order of a loop's lines whether each region of a megabyte is given back and asked for
-    anew, which costs the loop over openslide a quarter of its speed.
-    """
-    if sys.platform == "linux":
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, at its greatest
-        mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -383,7 +369,6 @@ def main() -> None:
     ran.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
     cv2.setNumThreads(1)
-    keep_freed_memory()
     if chosen.verb == "make":
         return make(chosen.folder, chosen.texture)
     if chosen.verb == "check":
