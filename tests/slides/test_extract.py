@@ -240,7 +240,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], dict
     return paths, contents(folder / "out")
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(n, marks=pytest.mark.slow) for n in range(2, 8))])
 def test_killed_at_random_it_writes_what_it_would_have_written(
     unbroken: tuple[list[Path], dict[str, Any]], tmp_path: Path, seed: int
 ) -> None:

@@ -32,7 +32,7 @@ def opened(entry: Entry, folder: Path, block: int = 4) -> SlideWork:
     return work
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     corrupt=st.lists(st.booleans(), min_size=35, max_size=35),
     sizes=st.lists(st.integers(1, 9), min_size=35, max_size=35),

@@ -175,7 +175,7 @@ def test_zarr_equals_hdf5(paths: list[Path], tmp_path: Path) -> None:
     assert leftovers(tmp_path / "zarr") == []
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 8))])
 def test_killed_at_random_it_writes_what_it_would_have_written(paths: list[Path], tmp_path: Path, seed: int) -> None:
     features(paths, tmp_path / "unbroken")
     assert killed("features", paths, tmp_path / "out", seed) >= 3
