@@ -70,8 +70,10 @@ class Gallery:
         findings = []
         for place, one in enumerate(flat):
             assert "image" in one.row and "key" in one.row
-            picture = overlay(one.row["image"][0].numpy(), maps[place] if seen else None)
-            findings.append(Finding(one.row["key"][0], picture, float(expit(one.log_odds)), one.truth))
+            attention = maps[place] if seen else None
+            picture = overlay(one.row["image"][0].numpy(), attention)
+            peak = None if attention is None else float(attention.max() / attention.mean())
+            findings.append(Finding(one.row["key"][0], picture, float(expit(one.log_odds)), one.truth, peak))
         ends = np.cumsum([0, *map(len, self.kept)])
         return [findings[a:b] for a, b in pairwise(ends)], seen
 

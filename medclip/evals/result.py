@@ -135,12 +135,16 @@ class RetrievalDetails:
 
 @dataclass(frozen=True)
 class Finding:
-    """A picture (JPEG) that scores high for a class: its probability, and its label there (None: unknown)."""
+    """A picture (JPEG) that scores high for a class: its probability, and its label there (None: unknown).
+
+    `peak` is the highest attention on it, 1 being an even share; None where there is none to show.
+    """
 
     key: str
     thumbnail: bytes
     probability: float
     truth: bool | None
+    peak: float | None
 
 
 @dataclass(frozen=True)

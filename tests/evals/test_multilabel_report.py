@@ -115,6 +115,8 @@ def test_attention_is_laid_over_the_vits_pictures_alone(report: Report) -> None:
         pictures = [Image.open(BytesIO(f.thumbnail)) for own in details.classes for f in own.gallery]  # type: ignore[union-attr]
         colour[model] = [np.asarray(p).astype(int)[..., 0] - np.asarray(p).astype(int)[..., 2] for p in pictures]
     assert results["vit"].details.attention and not results["clip"].details.attention  # type: ignore[union-attr]
+    peaks = [f.peak for own in results["vit"].details.classes for f in own.gallery]  # type: ignore[union-attr]
+    assert all(1 < peak < 16 for peak in peaks)  # of 16 patches
     assert all(np.abs(c).max() < 12 for c in colour["clip"])  # grey as they were, but for JPEG's rounding
     assert all(c.max() > 60 for c in colour["vit"])
 
