@@ -29,6 +29,7 @@ from slides.tiling import tiles
 from slides.tissue import tissue_mask
 
 _FORMAT = 1
+_MOST_OVERVIEW = 1_500_000  # pixels
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def make_plan(
         SlideError: the request does not fit the slide, or its mask is missing or broken.
     """
     one = _geometry(slide, request)
-    seen = overview(slide, request.tissue_mpp, threads=threads)
+    seen = overview(slide, _overview_mpp(slide, request), threads=threads)
     if mask is None and request.masks is not None:
         mask = own_mask(Path(request.masks), name, slide.size, seen.downsample, request.classes, request.exclude)
     if mask is None:
@@ -198,6 +199,12 @@ def _geometry(slide: Slide, request: Request) -> Geometry:
         tolerance=request.tolerance,
         upsample=request.upsample,
     )
+
+
+def _overview_mpp(slide: Slide, request: Request) -> float:
+    """As asked for; coarser for the largest slides, since finding tissue takes some 60 bytes a pixel."""
+    area = slide.size[0] * slide.size[1] * slide.mpp**2
+    return max(request.tissue_mpp, (area / _MOST_OVERVIEW) ** 0.5)
 
 
 def _found(seen: Overview, request: Request) -> Mask:

@@ -28,7 +28,7 @@ class Request:
         upsample: see `geometry.geometry`.
         coverage: least share of a patch that is tissue, 0 to 1; 0 takes all.
         tissue: how tissue is found: robust, otsu, hsv, or none (the whole slide).
-        tissue_mpp: µm a pixel of the overview that it is found on.
+        tissue_mpp: µm a pixel of the overview that it is found on; coarser where that has over 1.5 million pixels.
         remove: artefacts that are no tissue: pen, folds, blur.
         min_area: µm², smaller pieces of tissue are left out.
         fill_holes: µm², smaller holes are filled.

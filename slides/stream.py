@@ -90,7 +90,8 @@ def stream(
 
     whole = change is None and want_files and encoding.format == "jpeg" and encoding.passthrough
     tiles = stored_tiles(slide, plan, coords) if whole else None
-    if tiles is None or not (tiles >= 0).all(axis=1).any():
+    # Where few patches are tiles, reading them all together decodes each tile once and uses all threads.
+    if tiles is None or (tiles[:, 0] >= 0).mean() < 0.5:
         yield from read(coords, threads)
         return
     for first in range(0, len(coords), CHUNK):

@@ -106,7 +106,7 @@ def _robust(image: np.ndarray, mpp: float) -> np.ndarray:
     closed = cv2.morphologyEx(faint.view(np.uint8), cv2.MORPH_CLOSE, cv2.getStructuringElement(_ROUND, (width, width)))
     opened = cv2.morphologyEx(closed, cv2.MORPH_OPEN, cv2.getStructuringElement(_ROUND, (3, 3)))
     count, found = cv2.connectedComponents(opened, connectivity=8)
-    labels = np.asarray(found, np.intp)
+    labels = np.asarray(found, np.int32)
     keep = np.bincount(labels[sure], minlength=count) > 0
     keep[0] = False
     return keep[labels] & ~black
