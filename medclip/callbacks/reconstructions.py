@@ -1,8 +1,9 @@
 """What a masked autoencoder draws, every few epochs: a sheet of pictures in the run folder, and in W&B.
 
 Each row is an image, what the encoder saw of it, all that the decoder drew, and the drawing with the seen patches in
-their places. The images are the first of the validation set, or of the run where there is none, and their masks are the
-same on every sheet, so that two sheets differ by what was learnt.
+their places. Where patches were seen the drawing is noise: no loss has taught it those. The images are the first of the
+validation set, or of the run where there is none, and their masks are the same on every sheet, so that two sheets
+differ by what was learnt.
 """
 
 from __future__ import annotations
