@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from medclip.config import CONF
 from medclip.models.build import build_net
@@ -17,10 +16,22 @@ from medclip.models.build import build_net
 CONFIGS = sorted((CONF / "model").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_model_config(path: Path):
-    cfg = OmegaConf.load(path)
-    assert cfg._target_ == "medclip.models.load.load_clip"
+def chosen(name: str) -> DictConfig:
+    """A choice of the group, with what it builds on."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", [f"model={name}"]).model
+
+
+CLIPS = [path.stem for path in CONFIGS if chosen(path.stem)["_target_"] == "medclip.models.load.load_clip"]
+
+
+def test_clips_and_others_are_there():
+    assert {"clip_b16", "local", "tiny"} < set(CLIPS) < {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_clip_config(name: str):
+    cfg = chosen(name)
     if OmegaConf.is_missing(cfg, "pretrained") or str(cfg.pretrained).startswith("hf-hub:"):
         assert cfg.architecture is None
     elif isinstance(cfg.architecture, str):
@@ -31,8 +42,10 @@ def test_model_config(path: Path):
         with torch.device("meta"):
             net = build_net(model_cfg)
         assert net.visual.image_size in ((224, 224), (256, 256))
-    else:
-        assert path.stem.startswith("tiny")
+    else:  # described in full, trained from scratch
+        assert cfg.pretrained is None
+        with torch.device("meta"):
+            build_net(OmegaConf.to_container(cfg.architecture))
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny_vit"])
