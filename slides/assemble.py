@@ -17,7 +17,7 @@ def blank(height: int, width: int) -> np.ndarray:
 def paste(
     out: np.ndarray, x: int, y: int, level: Level, tile: Callable[[int, int], np.ndarray | None], reduce: int = 1
 ) -> bool:
-    """Fill `out`, which is white, with the rectangle of a level whose corner is (x, y).
+    """Fill `out` with the rectangle of a level whose corner is (x, y); white where there is nothing.
 
     Args:
         out: uint8 (h, w, 3), at 1/`reduce` of the level.
@@ -37,17 +37,19 @@ def paste(
     right = min(left + out.shape[1], -(-level.width // reduce))
     bottom = min(top + out.shape[0], -(-level.height // reduce))
     whole = True
+    if left < 0 or top < 0 or right < left + out.shape[1] or bottom < top + out.shape[0]:
+        out.fill(255)  # all other patches are covered by tiles, and need no white first
     if right <= max(left, 0) or bottom <= max(top, 0):
         return whole  # beside the slide, though perhaps on the padding of its last tiles
     for row in range(max(top, 0) // high, -(-bottom // high)):
         y0, y1 = max(row * high, top), min(row * high + high, bottom)
         for column in range(max(left, 0) // wide, -(-right // wide)):
             pixels = tile(column, row)
+            x0, x1 = max(column * wide, left), min(column * wide + wide, right)
+            here = out[y0 - top : y1 - top, x0 - left : x1 - left]
             if pixels is None:
                 whole = False
-                continue
-            x0, x1 = max(column * wide, left), min(column * wide + wide, right)
-            out[y0 - top : y1 - top, x0 - left : x1 - left] = pixels[
-                y0 - row * high : y1 - row * high, x0 - column * wide : x1 - column * wide
-            ]
+                here.fill(255)
+            else:
+                here[:] = pixels[y0 - row * high : y1 - row * high, x0 - column * wide : x1 - column * wide]
     return whole

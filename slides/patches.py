@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 import cv2
 import numpy as np
 
-from slides.assemble import blank, paste
+from slides.assemble import paste
 from slides.errors import TileError
 from slides.geometry import Geometry
 from slides.reader import Slide
@@ -150,7 +150,7 @@ class _Reader:
     def run(self, number: int, then: Callable[[Pixels, np.ndarray], T]) -> Chunk[T]:
         places = self.places[number * self.chunk : (number + 1) * self.chunk]
         size, read, reduce = self.geometry.size, self.geometry.read, self.reduce
-        out = np.full((len(places), size, size, 3), 255, np.uint8)
+        out = np.empty((len(places), size, size, 3), np.uint8)
         status = np.zeros(len(places), np.uint8)
         broken: list[str] = []
         # What others wait for goes first.
@@ -172,13 +172,11 @@ class _Reader:
             return pixels
 
         side = read // reduce
-        scratch = blank(side, side)
+        scratch = np.empty((side, side, 3), np.uint8)
         for k, (x, y) in enumerate(places.tolist()):
             target = out[k] if side == size else scratch
             try:
                 if self.level.tile is not None:
-                    if target is scratch and k:
-                        scratch.fill(255)
                     status[k] = OK if paste(target, x, y, self.level, tile, reduce) else SPARSE
                 else:
                     target = self.slide.read(self.geometry.level, x, y, read, read)
@@ -186,6 +184,7 @@ class _Reader:
                         out[k] = target
             except TileError as error:
                 status[k] = CORRUPT
+                out[k].fill(255)
                 broken.append(str(error))
                 continue
             if side != size:

@@ -164,7 +164,7 @@ class TiffSlide:
         return self.planes[level].scalable
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
-        out = blank(height, width)
+        out = np.empty((height, width, 3), np.uint8)
         paste(out, x, y, self.levels[level], lambda column, row: self.read_tile(level, column, row))
         return out
 
