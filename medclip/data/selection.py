@@ -1,4 +1,4 @@
-"""Which samples of a source are in: filter, split by group, keep-list; all by number, none by reading images.
+"""Which samples of a source are in: filter, split by group, keep-list, a few; all by number, none by reading images.
 
 Reading the metadata of millions of samples takes long, so the result is kept on disk under the source's fingerprint.
 """
@@ -9,8 +9,9 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,9 +22,13 @@ from medclip.data.progress import track
 from medclip.data.raw import Source
 from medclip.types import UserError
 
+if TYPE_CHECKING:
+    from medclip.data.labels import LabelRule
+
 _log = logging.getLogger(__name__)
 _STEP = 512  # samples a thread takes at a time
 _UNREAD = -2
+_MOST_CLASSES = 61  # one bit each of an answer, and one for "none of them"
 
 
 def apply_filter(source: Source, text: str, folder: Path) -> Source:
@@ -95,8 +100,14 @@ def apply_split(source: Source, config: Mapping[str, Any], folder: Path) -> Sour
     return source.select(mask)
 
 
-def group_hashes(source: Source, by: str, folder: Path) -> np.ndarray:
+def group_hashes(source: Source, by: str, folder: Path, *, option: str = "group") -> np.ndarray:
     """int64 (n,): 62 bits of a hash of each sample's group; -1 where its metadata could not be read.
+
+    Args:
+        source: whose samples.
+        by: field of the group.
+        folder: where the result is kept.
+        option: what of the source's config asks for groups, for the message.
 
     Raises:
         UserError: a sample without the field.
@@ -109,7 +120,7 @@ def group_hashes(source: Source, by: str, folder: Path) -> np.ndarray:
     hashes = _kept(source, f"group {by}", folder, place)
     if count := int((hashes == 0).sum()):
         raise UserError(
-            f"group of source {source.name}: {count} of {len(source)} samples have no {by!r}; {there_are(source)}"
+            f"{option} of source {source.name}: {count} of {len(source)} samples have no {by!r}; {there_are(source)}"
         )
     return np.maximum(hashes - 1, -1)
 
@@ -155,6 +166,101 @@ def apply_keep(source: Source, path: str) -> Source:
     if missing := len(listed) - len(np.unique(there[mask])):
         _log.warning("source %s: %d of the %d keys of %s are not in it", source.name, missing, len(listed), path)
     return source.select(mask)
+
+
+def apply_few(source: Source, config: Mapping[str, Any], folder: Path, rule: LabelRule | None) -> Source:
+    """A few samples, to learn from little: k of each class, or a share of the groups.
+
+    Which they are is decided by a hash of seed and group, whatever the order of samples: what a smaller number keeps, a
+    larger one keeps too. A sample counts for each of its classes, so that a class may get more than k. As many samples
+    in which all classes are known to be absent are kept too, if there are any: of one class alone nothing is learned.
+
+    Args:
+        source: to take from.
+        config: {per_class: k, or fraction: of the groups, by: field of groups that are kept whole (each sample for
+            itself), seed, list: keep-list that is applied first}.
+        folder: where what metadata says is kept.
+        rule: how the source's labels are made; for `per_class`.
+
+    Raises:
+        UserError: an unknown option, no such field, no labels, or too few samples of a class.
+    """
+    if unknown := set(config) - {"per_class", "fraction", "by", "seed", "list"}:
+        raise UserError(
+            f"keep of source {source.name} has unknown keys {sorted(map(str, unknown))}: use per_class or fraction, "
+            "by, seed and list"
+        )
+    count, fraction, by, seed = (config.get(key) for key in ("per_class", "fraction", "by", "seed"))
+    seed = 0 if seed is None else seed
+    if (count is None) == (fraction is None):
+        raise UserError(f"keep of source {source.name} is {dict(config)}: give either per_class or fraction")
+    if not _whole(seed) or (count is not None and not (_whole(count) and count > 0)):
+        raise UserError(
+            f"keep of source {source.name} is {dict(config)}: per_class (1 or more) and seed are whole numbers"
+        )
+    if fraction is not None and (isinstance(fraction, bool | str) or not 0 < fraction <= 1):
+        raise UserError(f"keep of source {source.name} is {dict(config)}: fraction is a number above 0, at most 1")
+    if config.get("list"):
+        source = apply_keep(source, str(config["list"]))
+    lots = _draw_lots(source, by, seed, folder)
+    source, lots = source.select(lots >= 0), lots[lots >= 0]
+    if fraction is not None:
+        groups = np.unique(lots)
+        return source.select(np.isin(lots, groups[: max(1, round(fraction * len(groups)))]))
+    if rule is None:
+        raise UserError(
+            f"keep of source {source.name}: per_class needs the source's own labels: write labels: ${{data.labels}} "
+            "beside keep"
+        )
+    rule.check(source)
+    present = _present(source, rule, folder)
+    if short := [f"{name} ({n})" for name, n in zip(rule.names, present[:, 1:].sum(0), strict=True) if n < count]:
+        raise UserError(
+            f"keep of source {source.name}: per_class={count}, but there are fewer samples of {', '.join(short)}: "
+            "lower it, or leave them out of labels.names"
+        )
+    chosen = [np.sort(lots[with_it])[:count] for with_it in present.T]
+    return source.select(np.isin(lots, np.concatenate(chosen)))
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _draw_lots(source: Source, by: str | None, seed: int, folder: Path) -> np.ndarray:
+    """int64 (n,): one number for each group; -1 where its metadata could not be read."""
+    if by is None:
+        hashes = np.fromiter((_hash(source.key(i)) for i in range(len(source))), np.int64, len(source))
+    else:
+        hashes = group_hashes(source, by, folder, option="keep")
+    groups, which = np.unique(hashes, return_inverse=True)
+    # Hashed anew: a split's parts are made of the first hashes.
+    lots = np.array([-1 if group < 0 else _hash(f"keep {seed} {group}") for group in groups.tolist()], dtype=np.int64)
+    return lots[which]
+
+
+def _present(source: Source, rule: LabelRule, folder: Path) -> np.ndarray:
+    """bool (n, 1 + c): whether all classes are known to be absent, and whether each is present.
+
+    A sample with a bad label has none of these; it is counted when it is read.
+    """
+    if len(rule.names) > _MOST_CLASSES:
+        raise UserError(
+            f"keep of source {source.name}: per_class takes {_MOST_CLASSES} classes at most, labels.names has "
+            f"{len(rule.names)}"
+        )
+
+    def bits(fields: Mapping[str, Any]) -> int:
+        try:
+            label = rule.vector(fields)
+        except BadSample:
+            return 0
+        return int((label == 0).all()) + sum(2 << int(k) for k in np.flatnonzero(label == 1))
+
+    # A set is written in another order by each process.
+    question = f"labels {sorted(rule.unlabelled)} {replace(rule, unlabelled=frozenset())}"
+    answers = np.maximum(_kept(source, question, folder, bits), 0)
+    return (answers[:, None] >> np.arange(1 + len(rule.names)) & 1).astype(bool)
 
 
 def read_keys(path: str) -> list[str]:

@@ -17,13 +17,21 @@ Keys of one: exactly one of `urls` (shards), `table`, `folder`, `phantoms` or `s
 | `caption` | see `captions.CaptionRule`: a field's name, `{field \\| fields, choose, fit, lines}`, or false |
 | `filter` | see `filters` |
 | `split` | `{by: case, part: train \\| test, fraction: 0.2, seed: 0}`; a group is never in two parts |
-| `keep` | keep-list: .parquet (column `key`), .npy or .txt |
+| `keep` | keep-list: .parquet (column `key`), .npy or .txt; or a few samples, see below |
 | `labels` | how its labels are made, or false for none; over `data.labels` (see `labels`) |
 | `statistics` | `{mean, std}` of its images on a 0..1 scale, in place of the model's |
 | `burned_in` | true takes DICOM pictures that say they hold burned-in annotation |
 | `group` | field of the patient, or false; over `data.group` |
 | `image_root`, `columns`, `header`, `suffix`, `separator` | tables only, see `tables.open_table` |
 | `join`, `majority`, `extract`, `image_path`, `search` | tables only, see `reshape` |
+
+A few samples, after `filter` and `split` (a validation source has a `keep` of its own; data=nih14 gives it the same, so
+set `data.val_sources.0.keep` to the list alone):
+
+    keep: {per_class: 16, seed: 0}                                      # of each class of the source's own `labels`
+    keep: {fraction: 0.1, by: Patient ID, seed: 0, list: train.txt}     # a tenth of the patients on the list
+
+`by` is a field of groups that are kept whole; without it each sample is for itself. See `selection.apply_few`.
 
 Keys of `slides` (see `slides`): `cohort` (a folder, patterns or a CSV of slides), or `table` and `root`; and, optional,
 
@@ -61,7 +69,7 @@ from medclip.data.folders import open_folder
 from medclip.data.generated import open_phantoms
 from medclip.data.http import public
 from medclip.data.raw import RawSample, Source
-from medclip.data.selection import apply_filter, apply_keep, apply_split
+from medclip.data.selection import apply_few, apply_filter, apply_keep, apply_split
 from medclip.data.shards import ShardSource
 from medclip.data.slides import open_slides
 from medclip.data.storage import Storage, expand, is_local, local_path
@@ -189,8 +197,12 @@ def _open(
         source = apply_filter(source, str(config["filter"]), folder)
     if config.get("split"):
         source = apply_split(source, config["split"], folder)
-    if config.get("keep"):
-        source = apply_keep(source, str(config["keep"]))
+    keep = config.get("keep")
+    if isinstance(keep, Mapping):
+        rule = declared.Declared.parse(config).labels if keep.get("per_class") is not None else None
+        source = apply_few(source, keep, folder, rule)
+    elif keep:
+        source = apply_keep(source, str(keep))
     if source.problems:
         reasons = Counter(reason for _, reason, _ in source.problems)
         shown = ", ".join(f"{count} × {reason}" for reason, count in reasons.most_common(4))
