@@ -67,9 +67,13 @@ def forget_run(folder: Path) -> None:
     """Remove what an earlier run has left where a new one starts (`overwrite=true`).
 
     A run that is killed before its first checkpoint would else go on from the old run's, and its metrics, list of
-    skipped samples and W&B run would continue the old ones.
+    skipped samples and W&B run would continue the old ones; its best checkpoint and sheets of reconstructions would
+    pass for the new run's.
     """
-    for pattern in ("checkpoints/last.ckpt", "metrics.csv", "skipped.jsonl", "stream-*.jsonl", "wandb_id"):
+    for pattern in (
+        *("checkpoints/last.ckpt", "checkpoints/best.ckpt", "reconstructions/*.png"),
+        *("metrics.csv", "skipped.jsonl", "stream-*.jsonl", "wandb_id"),
+    ):
         for path in folder.glob(pattern):
             path.unlink()
 

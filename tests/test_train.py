@@ -15,7 +15,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from medclip.config import CONF
-from medclip.train import train
+from medclip.train import forget_run, train
 from medclip.types import UserError
 
 SMALL = [
@@ -173,6 +173,19 @@ def test_a_new_run_goes_on_from_nothing_of_the_one_that_it_overwrites(shards: Pa
     assert trainer.global_step == len(stream(folder)) == 9
     steps = [line.split(",")[0] for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
     assert steps == [str(step) for step in range(9)]
+
+
+def test_a_new_run_forgets_what_would_pass_for_its_own(tmp_path: Path) -> None:
+    """Its checkpoints, curves and sheets go; what else lies there, and what people made of them, stays."""
+    old = ["checkpoints/last.ckpt", "checkpoints/best.ckpt", "reconstructions/epoch-0010.png", "metrics.csv"]
+    old += ["skipped.jsonl", "stream-0.jsonl", "stream-1.jsonl", "wandb_id"]
+    others = ["checkpoints/mine.ckpt", "reconstructions/notes.txt", "config.yaml", "thesis.png"]
+    for name in (*old, *others):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    forget_run(tmp_path)
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(others)
+    forget_run(tmp_path)  # nothing left to forget
 
 
 def test_a_run_that_is_complete_says_so(whole: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
