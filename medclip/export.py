@@ -3,6 +3,9 @@
 Every folder is loaded again by plain open_clip and compared before it is put in its place (`medclip.models.folder`). A
 sweep over `alpha` writes `alpha_0.25/` and so on; with evaluations configured it scores each, writes `wiseft.json` and
 `wiseft.png`, and names the best by one metric.
+
+A checkpoint of a masked autoencoder becomes `mae.pth` with the names of the published weights, which MAE's own code and
+`model.pretrained=` read.
 """
 
 from __future__ import annotations
@@ -11,9 +14,12 @@ import copy
 import io
 import json
 import math
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, ListConfig
 from rich.console import Console
@@ -27,6 +33,8 @@ from medclip.evaluate import build_evals, check_evals, pick_device
 from medclip.models.build import differing_keys
 from medclip.models.clip import Clip
 from medclip.models.folder import refuse_nonempty, write_folder
+from medclip.models.mae import Mae, load_mae, mae_from, save_mae
+from medclip.models.weights import read_checkpoint
 from medclip.models.wiseft import blend
 from medclip.types import UserError
 
@@ -42,6 +50,13 @@ def export(cfg: DictConfig) -> list[Path]:
     _check(cfg)
     folder = job_folder(cfg)
     refuse_nonempty(folder)
+    if (mae := _read_mae(str(cfg.checkpoint))) is not None:
+        if cfg.base is not None:
+            raise UserError(
+                f"{cfg.checkpoint} is a masked autoencoder, which is not blended: leave base= and alpha= out"
+            )
+        _write_mae(mae, folder)
+        return [folder]
     clip: Clip = build(cfg.load, pretrained=cfg.checkpoint).eval()
     if cfg.base is None:
         _write(clip, folder, cfg.title or folder.name, f"Trained with medclip; written from `{cfg.checkpoint}`.")
@@ -67,6 +82,49 @@ def _check(cfg: DictConfig) -> None:
     if cfg.metric and str(cfg.metric).split("/")[0] not in cfg.evals:
         raise UserError(f"metric={cfg.metric} is of no configured evaluation ({', '.join(cfg.evals) or 'none'})")
     check_evals(cfg)
+
+
+def _read_mae(checkpoint: str) -> Mae | None:
+    """The masked autoencoder in a checkpoint of `medclip train`; None where that holds something else."""
+    path = Path(checkpoint).expanduser()
+    content = read_checkpoint(path) if path.suffix == ".ckpt" and path.is_file() else {}
+    description = content.get("medclip")
+    if not isinstance(description, Mapping) or description.get("kind") != "mae":
+        return None
+    try:
+        mae = mae_from(description)
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{checkpoint} does not describe its masked autoencoder ({error!r}): was it made by another version?"
+        ) from error
+    load_mae(mae, path)
+    return mae
+
+
+def _write_mae(mae: Mae, folder: Path) -> None:
+    """Write `folder/mae.pth`, read it back and compare; the folder appears when that is done."""
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        part.mkdir(parents=True)
+        save_mae(mae, part / "mae.pth")
+        again = mae_from(mae.description)
+        load_mae(again, part / "mae.pth")
+        written = again.state_dict()
+        if not all(torch.equal(value, written[key]) for key, value in mae.state_dict().items()):
+            raise RuntimeError(f"{part} reads back as another model than was written")
+        part.replace(folder)
+    except OSError as error:
+        raise UserError(f"cannot write {folder} ({error.strerror or error}): choose another output=") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    fed = mae.preprocess
+    Console().print(
+        f"{folder / 'mae.pth'}: read back, the same. Its images have mean {list(fed.mean)} and std {list(fed.std)}, "
+        "which the file does not say.",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _refuse_other_model(base: Clip, clip: Clip) -> None:

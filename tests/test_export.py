@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from medclip.config import CONF
 from medclip.export import best_alpha, export, main
 from medclip.models.clip import Clip
 from medclip.models.load import load_clip
+from medclip.models.mae import build_mae
 from medclip.models.wiseft import blend
 from medclip.types import UserError
 
@@ -75,7 +77,7 @@ def test_checkpoint_becomes_a_folder(checkpoints: tuple[Path, Path], tmp_path: P
 def test_one_blend(checkpoints: tuple[Path, Path], tmp_path: Path):
     base, tuned = checkpoints
     (folder,) = export(config(f"checkpoint={tuned}", f"base={base}", "alpha=0.3", f"output={tmp_path / 'blend'}"))
-    expected = blend(*(load_clip(pretrained=str(path)).net.state_dict() for path in checkpoints), 0.3)
+    expected = blend(*(load_clip(pretrained=str(path)).net.state_dict() for path in checkpoints), alpha=0.3)
     assert all(torch.equal(value, expected[key]) for key, value in state(folder).items())
     assert "alpha=0.3" in (folder / "README.md").read_text()
 
@@ -101,6 +103,41 @@ def test_scored_sweep(checkpoints: tuple[Path, Path], tmp_path: Path):
     assert found["best"]["alpha"] == max(values, key=lambda alpha: values[alpha])
     assert found["alphas"][0]["metrics"]["toy/auroc"] is None
     assert (tmp_path / "sweep" / "wiseft.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_masked_autoencoder_gets_the_published_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"image_size": 32, "patch_size": 8, "dim": 16, "depth": 1, "heads": 2}
+    shape |= {"decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2}
+    mae = build_mae(**shape, preprocess={"mean": [0.5] * 3, "std": [0.25] * 3})
+    checkpoint = tmp_path / "last.ckpt"
+    weights = {f"model.{key}": value for key, value in mae.state_dict().items()}
+    torch.save({"state_dict": weights, "medclip": mae.description, "optimizer_states": [{}]}, checkpoint)
+
+    words = [f"checkpoint={checkpoint}", f"output={tmp_path / 'mae'}"]
+    with pytest.raises(UserError, match="is a masked autoencoder, which is not blended"):
+        export(config(*words, f"base={checkpoint}", "alpha=0.5"))
+    (folder,) = export(config(*words))
+    assert "std [0.25, 0.25, 0.25]" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir() if path != checkpoint] == ["mae"]
+
+    # As in the published files of MAE and of Medical MAE.
+    layers = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+    layered = [f"{blocks}.0.{layer}" for blocks in ("blocks", "decoder_blocks") for layer in layers]
+    layered += ["patch_embed.proj", "norm", "decoder_embed", "decoder_norm", "decoder_pred"]
+    names = {f"{layer}.{kind}" for layer in layered for kind in ("weight", "bias")}
+    names |= {"cls_token", "pos_embed", "mask_token", "decoder_pos_embed"}
+    content = torch.load(folder / "mae.pth", weights_only=True)
+    assert content.keys() == {"model"} and content["model"].keys() == names
+    again = build_mae(**shape, pretrained=str(folder / "mae.pth")).state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in mae.state_dict().items())
+    with pytest.raises(UserError, match="is not empty"):
+        export(config(*words))
+
+    torch.save({"state_dict": weights, "medclip": {"kind": "mae"}}, checkpoint)
+    with pytest.raises(UserError, match="does not describe its masked autoencoder"):
+        export(config(f"checkpoint={checkpoint}", f"output={tmp_path / 'other'}"))
+    assert not (tmp_path / "other").exists()
 
 
 def test_best_alpha():
