@@ -80,7 +80,7 @@ def _found(patterns: Iterable[str]) -> list[Path]:
             matches = [Path(match) for match in sorted(glob.glob(str(root), recursive=True))]  # noqa: PTH207
             matches = [path for path in matches if path.suffix.lower() in (*_SLIDES, *_IMAGES)]
         for path in matches:
-            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(path.anchor).parts[-1:]):
+            if path.is_file() and not path.name.startswith("."):
                 paths.setdefault(path)
     return list(paths)
 

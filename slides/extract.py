@@ -29,7 +29,7 @@ import orjson
 
 from slides.colours import recolour
 from slides.entry import Entry
-from slides.errors import SlideError
+from slides.errors import SlideError, said
 from slides.files import Busy, OutputError, alone, sweep, write_whole, written
 from slides.geojson import mask_to_geojson, write_geojson
 from slides.h5 import Layout, coords_file, write_coords
@@ -37,7 +37,7 @@ from slides.index import write_index
 from slides.open import open_slide
 from slides.overlay import draw, save_jpeg
 from slides.overview import overview
-from slides.patches import CORRUPT, OK, STATUS, Chunk
+from slides.patches import CORRUPT, OK, SPARSE, STATUS, Chunk
 from slides.plan import Plan, Seen, make_plan
 from slides.reader import Slide
 from slides.request import Request, digest
@@ -118,8 +118,7 @@ def extract_slide(
     except OutputError:
         raise
     except Exception as error:  # a hostile file makes readers raise anything, and is never the end of the run
-        words = str(error) if isinstance(error, SlideError) else f"{type(error).__name__}: {error}"
-        row = _failed(entry, "failed", " ".join(words.split()), mark)
+        row = _failed(entry, "failed", said(error), mark)
         write_whole(state / f"{entry.slide}.json", orjson.dumps(row))
         return row
 
@@ -173,7 +172,7 @@ def _extract(
     corrupt = int((status == CORRUPT).sum())
     row = _row(entry, plan, mark) | {
         "corrupt": corrupt,
-        "sparse": int((status == STATUS.index("sparse")).sum()),
+        "sparse": int((status == SPARSE).sum()),
         "bytes": sum(block["bytes"] for block in blocks),
         "reason": "; ".join(list(dict.fromkeys(reasons))[:3]),
     }
@@ -224,8 +223,8 @@ def _blocks(
                 want_files=any(saver.wants_files for saver in savers),
                 want_pixels=any(not saver.wants_files for saver in savers),
             )
-            told = _Told(chunks, partial(progress, 0))
-            note = _write(entry, plan, savers, told, number, first, last) | {"settings": mark}
+            tell = partial(progress, 0)
+            note = _write(entry, plan, savers, chunks, tell, number, first, last) | {"settings": mark}
             write_whole(note_file, orjson.dumps(note))
         else:
             progress(0, last - first)
@@ -233,22 +232,17 @@ def _blocks(
     return notes
 
 
-class _Told:
-    """Chunks that are counted as they pass."""
-
-    def __init__(self, chunks: Iterator[Chunk[Any]], tell: Callable[[int], None]) -> None:
-        self.chunks, self.tell = chunks, tell
-
-    def __iter__(self) -> Iterator[Chunk[Any]]:
-        for chunk in self.chunks:
-            yield chunk
-            self.tell(len(chunk.status))
-
-
 def _write(
-    entry: Entry, plan: Plan, savers: list[Saver], chunks: _Told, number: int, first: int, last: int
+    entry: Entry,
+    plan: Plan,
+    savers: list[Saver],
+    chunks: Iterator[Chunk[Any]],
+    tell: Callable[[int], None],
+    number: int,
+    first: int,
+    last: int,
 ) -> dict[str, Any]:
-    """One block to all savers, and its note."""
+    """One block to all savers, and its note; `tell` hears of patches as they are saved."""
     status: dict[str, str] = {}
     broken: list[str] = []
     try:
@@ -260,6 +254,7 @@ def _write(
                 saver.add(entry, plan, rows, chunk)
             status |= {str(r): STATUS[s] for r, s in zip(rows.tolist(), chunk.status.tolist(), strict=True) if s != OK}
             broken += chunk.broken
+            tell(len(chunk.status))
         done = [saver.end() for saver in savers]
     except BaseException:
         for saver in savers:
@@ -311,39 +306,38 @@ def _draw(slide: Slide, plan: Plan, seen: Seen, output: Output) -> None:
 
 def _row(entry: Entry, plan: Plan, mark: str) -> dict[str, Any]:
     one = plan.geometry
-    return {
-        "slide": entry.slide,
-        "path": entry.path,
-        "status": "ok",
-        "reason": "",
-        "patches": len(plan),
-        "corrupt": 0,
-        "sparse": 0,
-        "seconds": 0.0,
-        "bytes": 0,
-        "width": plan.size[0],
-        "height": plan.size[1],
-        "slide_mpp": plan.mpp,
-        "mpp_source": plan.mpp_source,
-        "mpp": one.mpp,
-        "level": one.level,
-        "read_size": one.read,
-        "settings": mark,
-    } | {name: None if value != value else value for name, value in plan.facts.items()}  # JSON has no NaN
+    return (
+        _blank(entry, "ok", "", len(plan))
+        | {
+            "width": plan.size[0],
+            "height": plan.size[1],
+            "slide_mpp": plan.mpp,
+            "mpp_source": plan.mpp_source,
+            "mpp": one.mpp,
+            "level": one.level,
+            "read_size": one.read,
+            "settings": mark,
+        }
+        | {name: None if value != value else value for name, value in plan.facts.items()}
+    )  # JSON has no NaN
 
 
 def _failed(entry: Entry, status: str, reason: str, mark: str) -> dict[str, Any]:
+    return _blank(entry, status, reason, 0) | {"settings": mark}
+
+
+def _blank(entry: Entry, status: str, reason: str, patches: int) -> dict[str, Any]:
+    """What every row has."""
     return {
         "slide": entry.slide,
         "path": entry.path,
         "status": status,
         "reason": reason,
-        "patches": 0,
+        "patches": patches,
         "corrupt": 0,
         "sparse": 0,
         "seconds": 0.0,
         "bytes": 0,
-        "settings": mark,
     }
 
 

@@ -16,7 +16,7 @@ import orjson
 
 from slides.colours import Change, recolour
 from slides.entry import Entry
-from slides.errors import SlideError
+from slides.errors import SlideError, said
 from slides.files import Busy, OutputError, alone, sweep, write_whole, written
 from slides.h5 import Layout, read_coords, side_of, write_features
 from slides.open import open_slide
@@ -116,8 +116,7 @@ class SlideWork:
 
     def failed(self, error: Exception) -> None:
         """Keep why in the slide's row, and have done with it."""
-        words = str(error) if isinstance(error, SlideError) else f"{type(error).__name__}: {error}"
-        self.row |= {"status": "failed", "reason": " ".join(words.split())}
+        self.row |= {"status": "failed", "reason": said(error)}
         self.plan = None
         self._note()
 

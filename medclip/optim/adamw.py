@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +26,17 @@ def adamw(
     Raises:
         UserError: there is nothing to train.
     """
-    groups = decay_groups(named_parameters, weight_decay, no_decay)
+    return over_groups(decay_groups(named_parameters, weight_decay, no_decay), lr, betas, eps, fused)
+
+
+def over_groups(
+    groups: list[dict[str, Any]], lr: float, betas: Sequence[float], eps: float, fused: bool
+) -> torch.optim.AdamW:
+    """AdamW over parameter groups, whoever made them.
+
+    Raises:
+        UserError: there is nothing to train.
+    """
     if not groups:
         raise UserError("no parameter is left to train: everything is frozen")
     return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=fused)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from medclip.optim.adamw import over_groups
 from medclip.optim.groups import EMBEDDINGS, decay_groups
 from medclip.types import UserError
 
@@ -73,6 +74,4 @@ def layerwise_adamw(
     if not 0 < layer_decay <= 1:
         raise UserError(f"optim.layer_decay is {layer_decay}: give a number above 0, at most 1 (1: no decay)")
     groups = layerwise_groups(named_parameters, lr, layer_decay, weight_decay, no_decay)
-    if not groups:
-        raise UserError("no parameter is left to train: everything is frozen")
-    return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=fused)
+    return over_groups(groups, lr, betas, eps, fused)
