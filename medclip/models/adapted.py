@@ -1,7 +1,7 @@
 """What is done to a loaded model before it is trained: freezing, adapters, recomputation, in the order of the config.
 
-`adapt=[lock_text,lora]` composes steps as `loss=[clip,distill]` composes terms: each yaml of conf/adapt names a function
-`model -> model` and its settings.
+`adapt=[lock_text,lora]` composes steps as `loss=[clip,distill]` composes terms: each yaml of conf/adapt names a
+function `model -> model` and its settings.
 """
 
 from __future__ import annotations
