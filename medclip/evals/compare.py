@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float
 
 from medclip.evals.bootstrap import Bootstrap, Difference, Estimate, difference, draws, interval
 from medclip.evals.multilabel_outcomes import on_shared_classes
@@ -20,6 +23,7 @@ class MetricRow:
     chance: float | None
     estimates: dict[str, Estimate]
     differences: dict[str, Difference]
+    draws: dict[str, Float[np.ndarray, " samples"]] = field(default_factory=dict, repr=False)  # of each checkpoint
 
     @property
     def label(self) -> str:
@@ -106,6 +110,7 @@ def compare(name: str, results: Mapping[str, Result], settings: Bootstrap) -> Co
                     )
                     for k in others
                 },
+                {k: drawn for k, drawn in own.items() if drawn is not None},
             )
         )
     return Comparison(name, dict(results), rows, len(outcomes.keys), len(set(outcomes.groups)))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
 from medclip.evals.bootstrap import Bootstrap
 from medclip.evals.compare import Comparison, compare
 from medclip.evals.result import Evaluation, Result
+from medclip.evals.suite import Suite, SuiteResult, suite_result
 from medclip.infer.memory import Remembering
 from medclip.infer.scorers import Classifier
 from medclip.types import DualEncoder, UserError
@@ -26,6 +27,7 @@ class Report:
     settings: Bootstrap
     created: str
     versions: dict[str, str]
+    suites: dict[str, SuiteResult] = field(default_factory=dict)
 
     @property
     def base(self) -> str:
@@ -78,8 +80,11 @@ def make_report(
     *,
     settings: Bootstrap | None = None,
     sources: Mapping[str, str] | None = None,
+    suites: Sequence[Suite] = (),
 ) -> Report:
     """Compare `results[checkpoint][evaluation]`, base first; `sources` says where each checkpoint came from.
+
+    `suites` are averaged over those of their tasks that `results` has.
 
     Raises:
         UserError: nothing was evaluated.
@@ -95,6 +100,7 @@ def make_report(
         settings=settings,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={package: _version(package) for package in ("medclip-adapt", "torch", "open_clip_torch", "numpy")},
+        suites={suite.name: suite_result(suite, comparisons, settings) for suite in suites},
     )
 
 
