@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import get_args
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
 from medclip.config import atomic_write, build, output_folder, verb
@@ -72,6 +73,22 @@ def check_evals(cfg: DictConfig) -> None:
 def build_evals(cfg: DictConfig) -> dict[str, Evaluation]:
     """The evaluations of `cfg.evals` by name."""
     return {str(name): build(cfg.evals[name], name=str(name)) for name in cfg.evals}
+
+
+def small_evals(evals: DictConfig, limit: int | None = None) -> dict[str, Evaluation]:
+    """The evaluations of `evals` by name, each on at most `limit` samples where its own config sets no limit.
+
+    Raises:
+        UserError: an evaluation that is not told which samples.
+    """
+    evals = deepcopy(evals)
+    for name, node in evals.items():
+        if missing := sorted(OmegaConf.missing_keys(node)):
+            raise UserError(f"evals.{name}.{missing[0]} is missing: say evals.{name}.{missing[0]}=…")
+        if limit is not None and node.data.get("limit") is None:
+            with open_dict(node):
+                node.data.limit = limit
+    return build_evals(OmegaConf.create({"evals": evals}))
 
 
 def sets_of(evals: Mapping[str, Evaluation]) -> dict[str, EvalData]:

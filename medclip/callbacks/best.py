@@ -1,4 +1,7 @@
-"""The best checkpoint so far by a metric of the validation set, and validation once an epoch, which that needs.
+"""The best checkpoint so far, and the end of a run that gets no better: by the validation set, or by an evaluation.
+
+A metric of the validation set is looked at when Lightning has validated (`ValidateByEpoch` says when); one that begins
+with `eval/` when `online.OnlineEvaluation` has evaluated.
 
 The published code of the chest X-ray recipe (arXiv:2210.12843) evaluates on the test set every ten epochs and reports
 the best of these. Here only the validation set chooses; the test set is for `medclip evaluate`.
@@ -6,21 +9,27 @@ the best of these. Here only the validation set chooses; the test set is for `me
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
+from medclip.callbacks.online import OnlineEvaluation
 from medclip.types import UserError
+
+EVAL = "eval/"
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """One file, `dirpath/best.ckpt`, replaced when a validation is better than all before it.
+    """One file, `dirpath/best.ckpt`, replaced when a validation or evaluation is better than all before it.
+
+    What the untrained model scores is no candidate: the best is the best of the training.
 
     Args:
         dirpath: folder of the checkpoints.
-        monitor: a metric that validation logs.
+        monitor: a metric that validation logs, or `eval/NAME/METRIC`, or `eval/score`.
         mode: whether more of it is better, or less.
     """
 
@@ -38,7 +47,10 @@ class BestCheckpoint(ModelCheckpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        if not trainer.val_dataloaders:
+        assert self.monitor is not None
+        if self.monitor.startswith(EVAL):
+            check_evaluated(self.monitor, trainer, "callbacks.best.monitor")
+        elif not trainer.val_dataloaders:
             raise UserError(
                 "data.val_sources is empty, so that no best checkpoint can be chosen: name a validation set (never the "
                 "test set), or leave the callback out: callbacks=[default]"
@@ -46,6 +58,92 @@ class BestCheckpoint(ModelCheckpoint):
         if self.best_model_score is None and trainer.is_global_zero:
             assert self.dirpath is not None
             (Path(self.dirpath) / "best.ckpt").unlink(missing_ok=True)  # of a run that this one overwrites
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert self.monitor is not None
+        if not self.monitor.startswith(EVAL):
+            super().on_validation_end(trainer, pl_module)
+
+    def evaluated(
+        self,
+        trainer: pl.Trainer,
+        task: pl.LightningModule,
+        metrics: Mapping[str, float],
+        results: Any,
+        *,
+        started: bool,
+    ) -> None:
+        """Told by `OnlineEvaluation`."""
+        assert self.monitor is not None
+        if self.monitor.startswith(EVAL) and started and not self._should_skip_saving_checkpoint(trainer):
+            check_metric(self.monitor, metrics, "callbacks.best.monitor")
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+class EarlyStop(EarlyStopping):
+    """Ends a run after `patience` validations or evaluations that were no better than the best before them.
+
+    Args:
+        monitor: as of `BestCheckpoint`.
+        mode: whether more of it is better, or less.
+        patience: validations, or evaluations, without a better one.
+        min_delta: what counts as better.
+    """
+
+    def __init__(
+        self, monitor: str, mode: Literal["min", "max"] = "max", patience: int = 10, min_delta: float = 0.0
+    ) -> None:
+        super().__init__(
+            monitor=monitor, mode=mode, patience=patience, min_delta=min_delta, check_on_train_epoch_end=False
+        )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.monitor.startswith(EVAL):
+            check_evaluated(self.monitor, trainer, "callbacks.early_stopping.monitor")
+        if self.wait_count >= self.patience:  # resumed from the end of a run that was stopped
+            trainer.should_stop = True
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.monitor.startswith(EVAL):
+            super().on_validation_end(trainer, pl_module)
+
+    def evaluated(
+        self,
+        trainer: pl.Trainer,
+        task: pl.LightningModule,
+        metrics: Mapping[str, float],
+        results: Any,
+        *,
+        started: bool,
+    ) -> None:
+        """Told by `OnlineEvaluation`."""
+        if self.monitor.startswith(EVAL) and started:
+            check_metric(self.monitor, metrics, "callbacks.early_stopping.monitor")
+            self._run_early_stopping_check(trainer)
+
+
+def check_evaluated(monitor: str, trainer: pl.Trainer, key: str) -> None:
+    """Refuse to wait for an evaluation that never comes.
+
+    Raises:
+        UserError: no evaluation during training, or none of that name.
+    """
+    online = [callback for callback in trainer.callbacks if isinstance(callback, OnlineEvaluation)]  # pyright: ignore
+    if not online:
+        raise UserError(f"{key}={monitor} needs evaluations during training: callbacks=[default,online,…] eval=[…]")
+    names = [name for callback in online for name in callback.evals]
+    if monitor.count("/") > 1 and monitor.split("/")[1] not in names:
+        raise UserError(f"{key}={monitor} names no evaluation of this run: there are {', '.join(names)}")
+
+
+def check_metric(monitor: str, metrics: Iterable[str], key: str) -> None:
+    """Refuse a metric that no evaluation has.
+
+    Raises:
+        UserError: with those that there are.
+    """
+    if monitor not in metrics:
+        raise UserError(f"{key}={monitor} is no metric of these evaluations: there are {', '.join(sorted(metrics))}")
 
 
 class ValidateByEpoch(pl.Callback):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -48,6 +49,22 @@ class Progress(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and "val/loss" in trainer.callback_metrics:
             self._show(f"step {trainer.global_step}  val loss {trainer.callback_metrics['val/loss']:.4f}", end=True)
+
+    def evaluated(
+        self,
+        trainer: pl.Trainer,
+        task: pl.LightningModule,
+        metrics: Mapping[str, float],
+        results: Any,
+        *,
+        started: bool,
+    ) -> None:
+        """Told by `online.OnlineEvaluation`."""
+        if trainer.is_global_zero:
+            words = [f"{name} {result.metrics[result.headline[0]]:.3f}" for name, result in results.items()]
+            if "eval/score" in metrics:
+                words.append(f"score {metrics['eval/score']:.3f}")
+            self._show("  ".join([f"step {trainer.global_step}  evaluated:", *words]), end=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and trainer.global_step > self._first_step:
