@@ -8,7 +8,7 @@ features, and the scalars as they enter the logits. `.description` is a plain di
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,7 @@ class Clip(nn.Module):
         self.tokenizer = tokenizer
         self.description = description
         self.memory_format = torch.contiguous_format
+        self.still: list[nn.Module] = []  # parts that stay in eval mode while the rest trains: what is locked
         mean = torch.tensor(preprocess.mean, dtype=torch.float64).view(1, 3, 1, 1)
         std = torch.tensor(preprocess.std, dtype=torch.float64).view(1, 3, 1, 1)
         # (x / 255 - mean) / std = x * pixel_scale + pixel_shift. Not persistent: the state dict stays open_clip's own.
@@ -48,6 +49,12 @@ class Clip(nn.Module):
         self.register_buffer("pixel_shift", (-mean / std).float(), persistent=False)
         self.pixel_scale: Tensor
         self.pixel_shift: Tensor
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for part in self.still:
+            part.eval()
+        return self
 
     @property
     def device(self) -> torch.device:
