@@ -22,8 +22,9 @@ from medclip.data.bad import BadSample
 from medclip.data.captions import CaptionRule
 from medclip.data.declared import Declared, Rows, classes, declarations
 from medclip.data.decode import read_image
-from medclip.data.filters import has_field, lookup
+from medclip.data.filters import has_field
 from medclip.data.ledger import Bad
+from medclip.data.pick import Pick
 from medclip.data.raw import Source
 from medclip.data.selection import there_are
 from medclip.data.sources import open_sources
@@ -38,9 +39,9 @@ class EvalSet:
 
     Args:
         sources: configs as in `data.sources`; their `caption` is set from `captions`.
-        label: field of the class name; None for sets without classes.
+        label: field of the class name, or how it is found (see `pick`); None for sets without classes.
         captions: field, or rule as in `CaptionRule`, all of whose texts belong to the image; True for the text member.
-        group: field of what the bootstrap draws (patient, case); None takes every sample by itself.
+        group: what the bootstrap draws (patient, case), as `label`; None takes every sample by itself.
         limit: at most this many samples, drawn evenly over the set, the same every time.
         labels: how a vector of labels is made of each sample's metadata (see `labels`); `classes` are its names.
         eval_resize: pixels of the shorter side before the centre crop; None for the model's own transform.
@@ -57,9 +58,9 @@ class EvalSet:
         self,
         sources: Sequence[Mapping[str, Any]],
         *,
-        label: str | None = None,
+        label: str | Mapping[str, Any] | None = None,
         captions: str | bool | Mapping[str, Any] | None = None,
-        group: str | None = None,
+        group: str | Mapping[str, Any] | None = None,
         limit: int | None = None,
         labels: Mapping[str, Any] | None = None,
         eval_resize: int | None = None,
@@ -72,6 +73,7 @@ class EvalSet:
         configs = [{**source, "caption": rule} for source in sources]
         declared = declarations(configs, labels)
         self.classes = classes(declared)
+        of_label, of_group = Pick.parse("label", label), Pick.parse("group", group)
         options = dict(storage or {})
         index = options.pop("index", None) if index is None else index
         self.sources = open_sources(configs, index=index, **options)
@@ -79,13 +81,12 @@ class EvalSet:
         for source, own in zip(self.sources, declared, strict=True):
             if own.labels is not None:
                 own.labels.check(source)
-            fields = [("the label", label), ("the group", group)]
+            fields = [(f"the {pick.role}", field) for pick in (of_label, of_group) if pick for field in pick.fields]
             if rule.needs_meta and not rule.takes_text:
                 # Of several caption fields one may be enough: only where none is there something is wrong.
                 fields += [("the captions", f) for f in rule.fields] if len(rule.fields) == 1 else []
             for role, field in fields:
-                if field is not None:
-                    _check_field(source, role, field)
+                _check_field(source, role, field)
         starts = np.cumsum([0, *(len(source) for source in self.sources)])
         places = np.arange(starts[-1])
         if limit is not None and limit < len(places):
@@ -93,7 +94,7 @@ class EvalSet:
         if not len(places):
             raise UserError("evaluation set is empty: give it at least one source")
         self._reader = _Reader(
-            self.sources, declared, starts, places, rule, label, group, exact, max_pixels, eval_resize
+            self.sources, declared, starts, places, rule, of_label, of_group, exact, max_pixels, eval_resize
         )
         self.bad: list[Bad] = []
 
@@ -144,8 +145,8 @@ class _Reader:
     starts: np.ndarray
     places: np.ndarray
     rule: CaptionRule
-    label: str | None
-    group: str | None
+    label: Pick | None
+    group: Pick | None
     exact: bool
     max_pixels: int
     resize: int | None
@@ -162,10 +163,10 @@ class _Reader:
             raise BadSample("empty caption", f"nothing in {', '.join(self.rule.fields)}")
         fields = {"key": raw.key} | meta
         about = {
-            "label": _value(fields, self.label, "label"),
+            "label": self.label(fields) if self.label is not None else None,
             "captions": captions,
             # Keys repeat between sources, and in some sets between shards.
-            "group": f"{i}:{raw.key}" if self.group is None else _value(fields, self.group, "group"),
+            "group": f"{i}:{raw.key}" if self.group is None else self.group(fields),
             "raw": meta,
         }
         vector = declared.labels.vector(fields) if declared.labels is not None else None
@@ -215,17 +216,6 @@ class _Slots:
         batch = Batch(image=torch.from_numpy(images).permute(0, 3, 1, 2), key=keys, meta=metas)
         rows.into(batch)
         return batch, bad
-
-
-def _value(fields: Mapping[str, Any], name: str | None, role: str) -> str | None:
-    if name is None:
-        return None
-    value = lookup(fields, name)
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if value is None or isinstance(value, list | Mapping):
-        raise BadSample(f"missing {role}", f"{name} is {str(value)[:80]}, not one value")
-    return str(value)
 
 
 def _check_field(source: Source, role: str, field: str) -> None:

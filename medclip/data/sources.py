@@ -7,8 +7,11 @@
       - {phantoms: {kind: xray, samples: 1000}}
       - {slides: {cohort: "slides/*.svs", size: 256, mpp: 0.5}, caption: label}
       - {slides: {table: pathgen.jsonl, root: slides/, size: 336, mpp: 0.5}}
+      - {arrays: {images: "test_x.h5:x", labels: "test_y.h5:y"}, caption: false}
+      - {arrow: "ubench/*.arrow", caption: false}
 
-Keys of one: exactly one of `urls` (shards), `table`, `folder`, `phantoms` or `slides`; and, all optional,
+Keys of one: exactly one of `urls` (shards), `table`, `folder`, `phantoms`, `slides`, `arrays` (see `arrays`) or `arrow`
+(see `arrow`); and, all optional,
 
 | key | meaning |
 |---|---|
@@ -64,6 +67,8 @@ from typing import Any
 from medclip.data import cache as caches
 from medclip.data import declared
 from medclip.data import index as indexes
+from medclip.data.arrays import open_arrays
+from medclip.data.arrow import open_arrow
 from medclip.data.captions import CaptionRule
 from medclip.data.folders import open_folder
 from medclip.data.generated import open_phantoms
@@ -79,7 +84,7 @@ from medclip.types import UserError
 __all__ = ["RawSample", "Source", "open_sources", "open_storage"]
 
 _log = logging.getLogger(__name__)
-_KINDS = ("urls", "table", "folder", "phantoms", "slides")
+_KINDS = ("urls", "table", "folder", "phantoms", "slides", "arrays", "arrow")
 _OF_TABLES = (
     *("image_root", "columns", "header", "suffix", "separator"),
     *("join", "majority", "extract", "image_path", "search"),
@@ -169,7 +174,7 @@ def _open(
         )
     kind = kinds[0]
     target = config[kind]
-    name = str(config.get("name") or (kind if kind in ("phantoms", "slides") else _name(target)))
+    name = str(config.get("name") or (kind if kind in ("phantoms", "slides", "arrays") else _name(target)))
     if kind != "table" and (unfit := [key for key in _OF_TABLES if config.get(key) is not None]):
         raise UserError(f"source {name}: {', '.join(unfit)} belongs to tables, this one has {kind}")
     try:
@@ -189,6 +194,10 @@ def _open(
         source = open_folder(name, str(target), caption, weight)
     elif kind == "phantoms":
         source = open_phantoms(name, target, caption, weight)
+    elif kind == "arrays":
+        source = open_arrays(name, target, caption, weight)
+    elif kind == "arrow":
+        source = open_arrow(name, target, caption, weight)
     else:
         source = open_slides(name, target, caption, weight, folder=folder)
     if opened is not None:

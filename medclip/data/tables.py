@@ -1,4 +1,4 @@
-"""Tables as sources: a CSV, TSV, JSONL, JSON or parquet file that names images and captions.
+"""Tables as sources: a CSV, TSV, Excel, JSONL, JSON or parquet file that names images and captions.
 
 Each row of a table is kept as its JSON text, in one blob. Columns are found by their usual names (ROCO: `name` and
 `caption`; ROCOv2: `ID` and `Caption`; PMC-OA: `image` and `caption`) or named in the config. A table is not trusted:
@@ -8,6 +8,7 @@ its image paths must end up inside the image root, after every `..` and symbolic
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -35,6 +36,7 @@ _KEY_COLUMNS = ("key", "id", "ID", "uid")
 _TEXT_COLUMNS = (*_IMAGE_COLUMNS, *CAPTION_COLUMNS, *_KEY_COLUMNS)  # names, even where they look like numbers
 _PLACE = "image_place"  # the column of a path that was searched for
 _LOOK = 100  # rows looked at for their columns
+_MOST_SHEET_BYTES = 256 << 20
 Problems = list[tuple[str, str, str]]
 
 
@@ -124,7 +126,8 @@ def open_table(
 
     Args:
         name: of the source.
-        path: .csv, .tsv, .txt (tab-separated), each also as .gz, .jsonl, .json (a list) or .parquet.
+        path: .csv, .tsv, .txt (tab-separated), each also as .gz, .xlsx (its first sheet), .jsonl, .json (a list) or
+            .parquet.
         caption: how captions are made.
         weight: passes per epoch.
         image_root: folder that the image paths are relative to; the table's own folder if None.
@@ -247,10 +250,29 @@ def table_rows(
                     index_col=False,  # or a comma too many at the end of each line would shift all columns
                 )
                 yield from _json_rows(frame.apply(lambda column: _typed(column, text=column.name in texts)))
+            case ".xlsx":
+                frame = _first_sheet(path)
+                yield from _json_rows(frame.apply(lambda column: _typed(column, text=column.name in texts)))
             case _:
-                raise ValueError(f"unknown ending {ending!r}: use .csv, .tsv, .jsonl, .json or .parquet")
-    except (OSError, ValueError, OverflowError) as error:  # pandas' and pyarrow's errors are ValueErrors
+                raise ValueError(f"unknown ending {ending!r}: use .csv, .tsv, .xlsx, .jsonl, .json or .parquet")
+    except (
+        OSError,
+        ValueError,
+        OverflowError,
+        zipfile.BadZipFile,
+    ) as error:  # pandas' and pyarrow's errors are ValueErrors
         raise UserError(f"cannot read table {path}: {str(error).strip()[:160]}") from error
+
+
+def _first_sheet(path: Path) -> Any:
+    """The first sheet of a workbook; a workbook is a zip file, which may not unfold without end."""
+    with zipfile.ZipFile(path) as archive:
+        if (size := sum(member.file_size for member in archive.infolist())) > _MOST_SHEET_BYTES:
+            raise ValueError(f"it would unfold to {size >> 20} MB: save the sheet as .csv")
+    try:
+        return pd.read_excel(path, dtype=str, keep_default_na=False)
+    except ImportError as error:
+        raise UserError(f"table {path} needs openpyxl: pip install openpyxl, or save the sheet as .csv") from error
 
 
 def _json_rows(frame: pd.DataFrame) -> Iterator[bytes]:

@@ -238,7 +238,7 @@ def test_nothing_outside_is_read(tmp_path: Path, secret: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "config", "says"),
     [
-        ("t.xlsx", "x", {}, "unknown ending"),
+        ("t.ods", "x", {}, "unknown ending"),
         ("t.csv", "a,b\n1,2\n", {}, "no column for the image; the columns are: a, b: set columns.image"),
         ("t.csv", "image,b\nx,2\n", {}, "no column for the text; .*: set columns.text"),
         ("t.csv", "image,caption\nx,2\n", {"columns": {"image": "img"}}, "no column 'img'"),
@@ -274,7 +274,7 @@ def test_parquet_with_image_bytes_gets_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({}, "exactly one of urls, table, folder, phantoms, slides; this one has none"),
+        ({}, "exactly one of urls, table, folder, phantoms, slides, arrays, arrow; this one has none"),
         ({"table": "a", "folder": "b"}, "table and folder"),
         ({"folder": "a", "wieght": 2}, "unknown keys.*wieght"),
         ({"folder": "a", "suffix": ".jpg"}, "suffix belongs to tables"),
