@@ -4,18 +4,56 @@ from __future__ import annotations
 
 import netrc
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from medclip.callbacks.wandb_log import last_step
 from medclip.types import UserError
 
 
-def wandb_logger(save_dir: str, project: str, name: str | None = None, **options: object) -> WandbLogger:
-    """A WandbLogger that never asks for a login, and that a resumed run continues.
+class RunLogger(WandbLogger):
+    """A WandbLogger whose steps are the training's, each of them once, however often the run is killed and resumed.
+
+    W&B's own step is set to the training's, so that all that is logged of a step is one row. A row that an earlier leg
+    of the run has written is not written again: online the server drops it, offline the earlier legs' files are read.
+    The run is finished with the training, so that the next job of a multirun gets a run of its own.
+    """
+
+    _step = 0
+    _written: int | None = None  # the last step of earlier legs
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log numbers or media of a step; None is the last one that was named."""
+        if self._written is None:
+            self._written = last_step(Path(str(self.save_dir)), str(self.version)) if self._offline else -1
+        self._step = self._step if step is None else step
+        if self._step > self._written:
+            self.experiment.log({**metrics, "trainer/global_step": self._step}, step=self._step)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what is pending and end this leg."""
+        if self._experiment is not None:
+            self._experiment.finish(exit_code=0 if status == "success" else 1)
+            self._experiment = self._written = None
+
+
+def wandb_logger(save_dir: str, project: str, name: str | None = None, **options: object) -> RunLogger:
+    """A logger that never asks for a login, and that a resumed run continues.
 
     Offline unless there is a key; `wandb sync` sends such a run later. WANDB_MODE, where set, decides instead.
+
+    Args:
+        save_dir: run folder; its `wandb_id` names the run.
+        project: W&B project.
+        name: of the run on the page.
+        **options: of `wandb.init`: entity, group, tags, notes, job_type.
 
     Raises:
         UserError: wandb is not installed.
@@ -23,15 +61,14 @@ def wandb_logger(save_dir: str, project: str, name: str | None = None, **options
     folder = Path(save_dir)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        return WandbLogger(
+        return RunLogger(
             save_dir=str(folder),
             project=project,
             name=name,
             id=_run_id(folder / "wandb_id"),
-            resume="allow",
             offline=offline(),
             log_model=False,
-            **options,  # type: ignore[arg-type]
+            **{key: value for key, value in options.items() if value is not None},  # type: ignore[arg-type]
         )
     except ModuleNotFoundError as error:
         raise UserError("logger=wandb needs the wandb package: pip install wandb, or choose logger=[csv]") from error
@@ -56,7 +93,7 @@ def has_key() -> bool:
 
 
 def _run_id(path: Path) -> str:
-    """The folder's run id, made on first use."""
+    """The folder's run id, made on first use; in a sweep it is the one that its agent has chosen."""
     if not path.is_file():
-        path.write_text(os.urandom(4).hex())
+        path.write_text(os.environ.get("WANDB_RUN_ID") or os.urandom(4).hex())
     return path.read_text().strip()

@@ -102,11 +102,14 @@ class Task(pl.LightningModule):
     ) -> None:
         # Lightning refuses to clip for a fused optimiser under any mixed precision. Where no scaler is at work (bf16),
         # the gradients are what they seem.
-        if self.trainer.scaler is not None or gradient_clip_algorithm == "value":
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_val:
-            norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
-            self.log("train/grad_norm", norm)
+        if gradient_clip_val and self.trainer.scaler is None and gradient_clip_algorithm != "value":
+            self.log("train/grad_norm", nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val))
+            return
+        every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        if every and (self.global_step + 1) % every == 0:  # a pass over all gradients, only where it will be seen
+            grads = [p.grad for p in self.parameters() if p.grad is not None]
+            self.log("train/grad_norm", nn.utils.get_total_norm(grads))
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["medclip"] = self.model.description
