@@ -2,7 +2,7 @@
 
 Names are those of open_clip's ViT, ResNet and text transformer, of timm's towers inside it (ViT, EVA, ViTamin,
 ConvNeXt, ResNet, FastViT, Swin) and of Hugging Face encoders (BERT, RoBERTa, DistilBERT, T5, ModernBERT). A tower is
-its embeddings, its blocks, and its head: whatever follows the blocks, the projection too. Blocks in stages count through;
+its embeddings, its blocks, and its head: whatever follows the blocks, the projection too. Blocks in stages count on;
 what stands before a stage's first block (downsampling) belongs to that block.
 """
 
