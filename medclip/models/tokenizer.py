@@ -72,6 +72,11 @@ class BpeTokenizer:
         """All ids of `text`, uncut, without start and end."""
         return list(chain.from_iterable(self._words.get(w) or self._encode_word(w) for w in self._split(text)))
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text that a row of ids stands for, as far as it was not cut: what the model reads."""
+        special = {0, self._reference.sot_token_id, self._reference.eot_token_id}
+        return self._reference.decode([i for i in ids if i not in special]).strip()
+
     def _split(self, text: str) -> list[str]:
         if self.clean != "canonicalize" and _PLAIN(text):
             return (text.lower() if self.clean == "lower" else text).split()
@@ -108,6 +113,10 @@ class HubTokenizer:
     def count(self, text: str) -> int:
         """Tokens that `text` takes uncut, special ones included."""
         return len(self.inner.tokenizer(self.inner.clean_fn(text), verbose=False).input_ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text that a row of ids stands for, as far as it was not cut: what the model reads."""
+        return self.inner.tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def build_tokenizer(text_cfg: Mapping[str, Any], folder: str | Path | None = None) -> Tokenizer:
