@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -18,10 +19,12 @@ from rich.console import Console
 
 from medclip.config import atomic_write, build, output_folder, verb
 from medclip.evals.bootstrap import Bootstrap
+from medclip.evals.card import KEYS, Card
 from medclip.evals.console import headline_table, progress
 from medclip.evals.report import write_report
 from medclip.evals.result import EvalData, Evaluation, Role
 from medclip.evals.run import Report, evaluate_checkpoint, make_report
+from medclip.evals.suite import Suite, suite_lines, suites_json
 from medclip.types import UserError
 
 
@@ -36,7 +39,9 @@ def evaluate(cfg: DictConfig) -> Report:
     if not cfg.evals:
         raise UserError("no evaluation given: say e.g. eval=[zeroshot] and fill evals.zeroshot.data.sources")
     settings = bootstrap_settings(cfg.bootstrap)
+    cfg, suites = complete_suites(cfg)
     check_evals(cfg)
+    cards = cards_of(cfg.evals)
     folder = output_folder(cfg)
     device = pick_device(cfg.device)
     evals = build_evals(cfg)
@@ -44,15 +49,20 @@ def evaluate(cfg: DictConfig) -> Report:
     with progress() as progress_of:
         for name, source in checkpoints.items():
             clip = build(cfg.load, pretrained=source).to(device).eval()
-            results[name] = evaluate_checkpoint(
+            found = evaluate_checkpoint(
                 clip, evals, batch_size=cfg.batch_size, workers=cfg.workers, on_progress=progress_of(name)
             )
+            results[name] = {k: replace(r, domain=cards[k].domain, source=cards[k].source) for k, r in found.items()}
             del clip
     list_skipped(sets_of(evals), folder)
-    report = make_report(results, settings=settings, sources=checkpoints)
+    report = make_report(results, settings=settings, sources=checkpoints, suites=suites)
     page = write_report(report, folder)
+    if report.suites:
+        atomic_write(folder / "suites.json", suites_json(report.suites))
     console = Console()
     console.print(headline_table(report))
+    for suite in report.suites.values():
+        console.print(suite_lines(suite), markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
     return report
 
@@ -61,18 +71,81 @@ def check_evals(cfg: DictConfig) -> None:
     """Refuse settings of `cfg.evals` under which nothing would be evaluated or shown, before anything is written.
 
     Raises:
-        UserError: a role that the report does not know, or no batch size.
+        UserError: a role that the report does not know, no batch size, or a set that is not there.
     """
     for name, node in cfg.evals.items():
         if (role := node.get("role", "domain")) not in get_args(Role):
             raise UserError(f"evals.{name}.role={role}: choose one of {', '.join(get_args(Role))}")
     if not isinstance(cfg.batch_size, int) or cfg.batch_size < 1:
         raise UserError(f"batch_size={cfg.batch_size}: give a whole number of at least 1")
+    if lacking := sets_missing(cfg.evals):
+        name, card = next(iter(lacking.items()))
+        more = f" (nor are there the sets of {', '.join(list(lacking)[1:])})" if len(lacking) > 1 else ""
+        raise UserError(
+            f"evaluation {name!r}: {card.root} has no {' and no '.join(card.missing())}{more}: get it from {card.get}; "
+            f"set evals.{name}.root if it lies elsewhere"
+        )
+
+
+def cards_of(evals: DictConfig) -> dict[str, Card]:
+    """What each evaluation's config says of its set."""
+    return {
+        str(name): Card.parse(str(name), {key: node[key] for key in KEYS if key in node})
+        for name, node in evals.items()
+    }
+
+
+def sets_missing(evals: DictConfig) -> dict[str, Card]:
+    """Evaluations whose set is not where their config looks for it, and its card."""
+    found = {}
+    for name, card in cards_of(evals).items():
+        # Sources that were pointed elsewhere do not need the folder.
+        if card.missing() and str(card.root) in str(OmegaConf.to_container(evals[name].data, resolve=True)):
+            found[name] = card
+    return found
+
+
+def complete_suites(cfg: DictConfig) -> tuple[DictConfig, list[Suite]]:
+    """The suites of `cfg.suites`, before anything is evaluated; and the config, without sets that are not there.
+
+    Raises:
+        UserError: a set of a suite is missing, unless `suite_incomplete=allow`.
+    """
+    if cfg.suite_incomplete not in ("refuse", "allow"):
+        raise UserError(f"suite_incomplete={cfg.suite_incomplete}: choose refuse or allow")
+    if not cfg.suites:
+        return cfg, []
+    lacking = sets_missing(cfg.evals)
+    core = [name for name, card in cards_of(cfg.evals).items() if card.core]
+    suites = []
+    for name, node in cfg.suites.items():
+        tasks = tuple(map(str, node.tasks))
+        absent = [task for task in tasks if task in lacking or task not in cfg.evals]
+        if absent and (cfg.suite_incomplete == "refuse" or len(absent) == len(tasks)):
+            raise UserError(
+                f"suite {name} is incomplete: {len(absent)} of its {len(tasks)} sets are not there "
+                f"({', '.join(absent)}): get them as docs/evaluation.md says, set paths.data_root or evals.NAME.root, "
+                "or say suite_incomplete=allow for an average over the others, which is no result of the suite"
+            )
+        suites.append(Suite(str(name), tasks, node.get("metric", "acc1"), tuple(t for t in tasks if t in core)))
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        for task in {task for suite in suites for task in suite.tasks} & set(lacking):
+            del cfg.evals[task]
+    return cfg, suites
 
 
 def build_evals(cfg: DictConfig) -> dict[str, Evaluation]:
     """The evaluations of `cfg.evals` by name."""
-    return {str(name): build(cfg.evals[name], name=str(name)) for name in cfg.evals}
+    return {str(name): build(_without_card(cfg.evals[name]), name=str(name)) for name in cfg.evals}
+
+
+def _without_card(node: DictConfig) -> DictConfig:
+    own = deepcopy(node)  # whose interpolations still look into the whole config
+    with open_dict(own):
+        for key in KEYS:
+            own.pop(key, None)
+    return own
 
 
 def small_evals(evals: DictConfig, limit: int | None = None) -> dict[str, Evaluation]:

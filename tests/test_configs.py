@@ -64,7 +64,7 @@ def test_verbs_compose(name: str) -> None:
 @pytest.mark.parametrize("path", [path for path in FILES if len(path.parts) > 1], ids=str)
 def test_groups_compose_and_name_things_that_exist(path: Path) -> None:
     group, choice = path.parent.as_posix(), path.stem
-    verb = {"eval": "evaluate", "slides": "extract", "encoder": "extract"}.get(group, "train")
+    verb = {"eval": "evaluate", "suite": "evaluate", "slides": "extract", "encoder": "extract"}.get(group, "train")
     value = f"[{choice}]" if group in ("loss", "eval", "logger", "callbacks") else choice
     cfg = composed(verb, f"{group}={value}")
     for target in targets(OmegaConf.to_container(cfg, resolve=False)):

@@ -1,7 +1,7 @@
 """`results.json`: CLIP_benchmark's records (dataset, model, pretrained, task, metrics, language), and what they lack.
 
-Added keys: role, samples, groups, intervals, chance, undefined, skipped, comparison to the base, per-class and
-per-prompt tables, operating points, and how it was made. `balanced accuracy` is CLIP_benchmark's
+Added keys: role, domain, source, samples, groups, intervals, chance, undefined, skipped, comparison to the base,
+per-class and per-prompt tables, operating points, and how it was made. `balanced accuracy` is CLIP_benchmark's
 `mean_per_class_recall`. NaN is written as null.
 """
 
@@ -13,7 +13,14 @@ from dataclasses import asdict
 from typing import Any
 
 from medclip.evals.compare import Comparison, MetricRow
-from medclip.evals.result import ClassificationDetails, ClassReport, MultiLabelDetails, Result, RetrievalDetails
+from medclip.evals.result import (
+    ClassificationDetails,
+    ClassReport,
+    ClosedQuestionsDetails,
+    MultiLabelDetails,
+    Result,
+    RetrievalDetails,
+)
 from medclip.evals.run import Report
 
 
@@ -44,6 +51,8 @@ def _record(report: Report, comparison: Comparison, model: str, result: Result) 
         "metrics": metrics,
         "language": "en",
         "role": result.role,
+        "domain": result.domain,
+        "source": result.source,
         "samples": comparison.samples,
         "groups": comparison.groups,
         "intervals": {k: [row.estimates[model].low, row.estimates[model].high] for k, row in rows.items()},
@@ -73,12 +82,25 @@ def _record(report: Report, comparison: Comparison, model: str, result: Result) 
         record["per_class"] = {
             own.name: _class_record(own, comparison.by_class[own.name], model) for own in details.classes
         }
+    elif isinstance(details, ClosedQuestionsDetails):
+        record["images"] = details.images
+        record["template"] = details.template
+        record["per_kind"] = {
+            kind: {"questions": count} | _kind_record(comparison, kind, model) for kind, count in details.kinds.items()
+        }
     elif isinstance(details, RetrievalDetails):
         record["images"] = details.images
         record["captions"] = details.captions
         record["distinct_captions"] = details.distinct_captions
     record["made"] = {"created": report.created, "bootstrap": asdict(report.settings), "versions": report.versions}
     return record
+
+
+def _kind_record(comparison: Comparison, kind: str, model: str) -> dict[str, Any]:
+    """Accuracy over one kind of question; a single kind is the whole, and has no rows of its own."""
+    rows = comparison.by_class.get(kind) or comparison.overall
+    own = rows[0].estimates[model]
+    return {"acc1": {"value": own.value, "interval": [own.low, own.high], "chance": rows[0].chance}}
 
 
 def _class_record(own: ClassReport, rows: list[MetricRow], model: str) -> dict[str, Any]:

@@ -134,6 +134,27 @@ class RetrievalDetails:
 
 
 @dataclass(frozen=True)
+class QuestionExample:
+    """A closed question: the picture (JPEG), the options with their cosines, best first, and the right one."""
+
+    key: str
+    thumbnail: bytes
+    question: str
+    options: list[tuple[str, float]]
+    answer: str
+
+
+@dataclass(frozen=True)
+class ClosedQuestionsDetails:
+    """Sizes and examples of closed questions."""
+
+    images: int
+    kinds: dict[str, int]  # kind -> questions
+    template: str
+    examples: list[QuestionExample]
+
+
+@dataclass(frozen=True)
 class Finding:
     """A picture (JPEG) that scores high for a class: its probability, and its label there (None: unknown).
 
@@ -192,7 +213,8 @@ class Result:
     role: Role
     headline: tuple[str, ...]  # the metrics that speak for this evaluation
     outcomes: Outcomes
-    details: ClassificationDetails | RetrievalDetails | MultiLabelDetails | None  # tables and pictures of the report
+    # Tables and pictures of the report.
+    details: ClassificationDetails | RetrievalDetails | MultiLabelDetails | ClosedQuestionsDetails | None
     chance: dict[str, float]
     skipped: dict[str, int]
     lower_is_better: frozenset[str] = frozenset()

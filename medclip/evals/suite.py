@@ -12,9 +12,11 @@ for every checkpoint; so the difference to the base stays paired.
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -151,3 +153,32 @@ def _mean(scores: Mapping[str, Mapping[str, _Score]], settings: Bootstrap) -> Me
         {model: Estimate(values[model], *interval(drawn[model], settings.level)) for model in values},
         {k: difference(values[base], values[k], drawn[base], drawn[k], settings.level) for k in others},
     )
+
+
+def suites_json(suites: Mapping[str, SuiteResult]) -> str:
+    """The text of `suites.json`; NaN is written as null."""
+    return json.dumps(_plain({name: asdict(own) for name, own in suites.items()}), indent=1, ensure_ascii=False) + "\n"
+
+
+def suite_lines(suite: SuiteResult) -> str:
+    """What the terminal shows of a suite: a line an average and checkpoint."""
+    title = f"suite {suite.name}: mean of {len(suite.present)} tasks"
+    if suite.missing:
+        title += f" of {len(suite.present) + len(suite.missing)}; INCOMPLETE, without {', '.join(suite.missing)}"
+    means = {"all": suite.overall} | suite.domains | ({"core": suite.core} if suite.core is not None else {})
+    lines = [title]
+    for name, mean in means.items():
+        for model, own in mean.estimates.items():
+            interval = "" if own.low != own.low else f" [{own.low:.3f}, {own.high:.3f}]"
+            change = mean.differences.get(model)
+            said = "" if change is None else f"  {change.value:+.3f}, {change.verdict}"
+            lines.append(f"  {name} ({len(mean.tasks)})  {model}  {own.value:.3f}{interval}{said}")
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and value != value else value

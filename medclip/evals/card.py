@@ -1,0 +1,59 @@
+"""What an evaluation's config says of the set itself: where it lies, how to get it, and what of it is certain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medclip.types import UserError
+
+SOURCES = ("", "confirmed", "unconfirmed")
+
+
+@dataclass(frozen=True)
+class Card:
+    """The keys of `evals.NAME` that are about its set, not for the evaluation.
+
+    Args:
+        domain: pathology, radiology…; what averages are taken by.
+        source: "confirmed" where class names, templates and split were read at the source that the config names,
+            "unconfirmed" where one of them is from memory or a guess, "" where nobody said.
+        core: no training set of this house is known to hold these images, and no other core task does.
+        root: folder of the set; None for an evaluation without one of its own.
+        needs: files or folders that must be there, patterns relative to `root`.
+        get: how to get the set: page, and what to put where.
+    """
+
+    domain: str = ""
+    source: str = ""
+    core: bool = False
+    root: str | None = None
+    needs: tuple[str, ...] = ()
+    get: str = ""
+
+    @classmethod
+    def parse(cls, name: str, config: Mapping[str, Any]) -> Card:
+        """From the keys of `evals.NAME` that are a card's; others are passed over.
+
+        Raises:
+            UserError: a value of another kind.
+        """
+        own = {key: config[key] for key in KEYS if config.get(key) is not None}
+        if (source := own.get("source", "")) not in SOURCES:
+            raise UserError(f"evals.{name}.source={source}: choose confirmed or unconfirmed")
+        if not isinstance(core := own.get("core", False), bool):
+            raise UserError(f"evals.{name}.core={core}: choose true or false")
+        needs = own.pop("needs", ())
+        return cls(**own, needs=(needs,) if isinstance(needs, str) else tuple(map(str, needs)))
+
+    def missing(self) -> list[str]:
+        """Those of `needs` that are not there."""
+        if self.root is None:
+            return []
+        root = Path(self.root).expanduser()
+        return [need for need in self.needs if next(root.glob(need), None) is None]
+
+
+KEYS = tuple(Card.__dataclass_fields__)
