@@ -8,7 +8,7 @@ the first free block. Its batch norms and dropouts stay in eval mode.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from torch import nn
 
@@ -47,34 +47,21 @@ def lock(clip: Clip, tower: Tower, blocks: int = 0, head: bool | None = None) ->
     for name, place in own.items():
         if place.depth > free:
             named[name].requires_grad_(False)
-    hold(clip, within(clip, tower))
+    hold(clip)
     return clip
 
 
-def within(clip: Clip, tower: Tower) -> list[nn.Module]:
-    """The modules of a tower, outermost; open_clip's `CLIP` has its text tower's parts side by side."""
-    net = clip.net
-    if tower == "image":
-        return [net.visual]
-    parts = [net.text] if hasattr(net, "text") else [net.token_embedding, net.transformer, net.ln_final]
-    return [part for part in parts if isinstance(part, nn.Module)]
-
-
-def hold(clip: Clip, parts: Iterable[nn.Module]) -> None:
-    """Keep in eval mode what is frozen within `parts`."""
-    for part in parts:
-        clip.still += [found for found in _frozen(part) if not any(found is known for known in clip.still)]
+def hold(clip: Clip) -> None:
+    """Keep in eval mode whatever of `clip` is frozen now: no dropout within, no batch norm that moves."""
+    clip.still = list(_frozen(clip.net))
     clip.train(clip.training)
 
 
 def _frozen(module: nn.Module) -> Iterator[nn.Module]:
-    """The outermost modules below `module`, or itself, that hold frozen parameters alone."""
+    """The outermost modules that hold parameters, frozen ones alone."""
     parameters = list(module.parameters())
     if parameters and not any(parameter.requires_grad for parameter in parameters):
         yield module
         return
-    for name, child in module.named_children():
-        if name == "pos_drop":  # timm's, of the embeddings, which are frozen first
-            yield child
-        else:
-            yield from _frozen(child)
+    for child in module.children():
+        yield from _frozen(child)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from medclip.models.build import check_model_cfg, differing_keys, plain
 from medclip.models.hf import folder_files, hf_files
+from medclip.models.merge import merged
 from medclip.models.tokenizer import first_line
 from medclip.models.weights import read_checkpoint, read_state
 from medclip.types import Preprocess, UserError
@@ -251,6 +252,9 @@ def _checkpoint(path: Path) -> Source:
         )
     prefix = "model.net."
     net = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if "lora" in description:  # its adapters go into the weights, so that it is a model like any other
+        net = merged(net, description["lora"], str(path))
+        description = {key: value for key, value in description.items() if key != "lora"}
     return Source(description, net, str(path))
 
 

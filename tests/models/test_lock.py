@@ -194,14 +194,6 @@ def test_dropout_and_batch_norm_of_what_is_locked_stay_off_after_train(bert_cfg:
     assert not torch.equal(clip.encode_text(text), clip.encode_text(text))
 
 
-def test_dropout_of_timms_embeddings_goes_with_them():
-    clip = clip_of(TIMM | {"timm_model_name": "test_vit"})
-    assert clip.train().net.visual.trunk.pos_drop.training
-    lock(clip, "image", 1)
-    assert not clip.train().net.visual.trunk.pos_drop.training
-    assert clip.net.visual.trunk.blocks[-1].training
-
-
 @pytest.mark.parametrize(
     "vision, words, message",
     [
