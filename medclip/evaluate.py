@@ -21,6 +21,7 @@ from medclip.config import atomic_write, build, output_folder, verb
 from medclip.evals.bootstrap import Bootstrap
 from medclip.evals.card import KEYS, Card
 from medclip.evals.console import headline_table, progress
+from medclip.evals.records import records
 from medclip.evals.report import write_report
 from medclip.evals.result import EvalData, Evaluation, Role
 from medclip.evals.run import Report, evaluate_checkpoint, make_report
@@ -43,6 +44,7 @@ def evaluate(cfg: DictConfig) -> Report:
     check_evals(cfg)
     cards = cards_of(cfg.evals)
     folder = output_folder(cfg)
+    OmegaConf.update(cfg, "output", str(folder))  # which loggers interpolate; a sweep's job has got one of its own
     device = pick_device(cfg.device)
     evals = build_evals(cfg)
     results = {}
@@ -57,6 +59,9 @@ def evaluate(cfg: DictConfig) -> Report:
     list_skipped(sets_of(evals), folder)
     report = make_report(results, settings=settings, sources=checkpoints, suites=suites)
     page = write_report(report, folder)
+    for logger in build(cfg.logger).values():
+        if (log := getattr(logger, "log_results", None)) is not None:
+            log(records(report), checkpoints)
     if report.suites:
         atomic_write(folder / "suites.json", suites_json(report.suites))
     console = Console()

@@ -157,12 +157,12 @@ def _retrieval(details: Any, captions: bool) -> dict[str, Any]:
     to_texts = []
     for query in details.image_queries:
         hits = [_hit(hit, captions) for hit in query.hits]
-        text = [query.text] if captions else []
+        text = [_short(query.text)] if captions else []
         to_texts.append([_picture(query.thumbnail), *text, query.rank, *_padded(hits, most)])
     to_images = []
     for number, query in enumerate(details.text_queries, 1):
         hits = [_picture(hit.thumbnail, _hit(hit, False)) for hit in query.hits]
-        to_images.append([query.text if captions else f"caption {number}", query.rank, *_padded(hits, most)])
+        to_images.append([_short(query.text) if captions else f"caption {number}", query.rank, *_padded(hits, most)])
     return {
         "images_to_texts": _table(["image", *own, "rank of the own", *heads], to_texts),
         "texts_to_images": _table(["caption", "rank of the own", *heads], to_images),
@@ -193,7 +193,7 @@ def _multilabel(details: Any, metrics: Mapping[str, float]) -> dict[str, Any]:
 
 def _hit(hit: Any, captions: bool) -> str:
     """✓ for the query's own, its cosine, and its text where asked for."""
-    return f"{'✓' if hit.own else '✗'} {hit.score:.3f}" + (f" {hit.text}" if captions else "")
+    return f"{'✓' if hit.own else '✗'} {hit.score:.3f}" + (f" {_short(hit.text)}" if captions else "")
 
 
 def _picture(jpeg: bytes, caption: str | None = None) -> Any:
@@ -211,6 +211,10 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:
 def _defined(value: Any) -> Any:
     """None for NaN, which a table's JSON does not know."""
     return None if isinstance(value, float) and value != value else value
+
+
+def _short(text: str, most: int = 200) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _padded(cells: list[Any], length: int) -> list[Any]:

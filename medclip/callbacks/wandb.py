@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import netrc
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from medclip.callbacks.artifacts import checkpoint_artifact, use
 from medclip.callbacks.wandb_log import last_step
 from medclip.types import UserError
 
@@ -36,12 +37,40 @@ class RunLogger(WandbLogger):
         if self._step > self._written:
             self.experiment.log({**metrics, "trainer/global_step": self._step}, step=self._step)
 
+    def log_results(self, records: Iterable[Mapping[str, Any]], checkpoints: Mapping[str, str]) -> None:
+        """Log what `medclip evaluate` found, and which checkpoints it was found on; no picture, caption or key.
+
+        Args:
+            records: one a checkpoint and evaluation, as in `results.json`.
+            checkpoints: name -> where it came from.
+        """
+        import wandb
+
+        run = self.experiment
+        for where in dict.fromkeys(where.removeprefix("random:") for where in checkpoints.values()):
+            use(run, checkpoint_artifact(where))
+        rows = []
+        for record in records:
+            for metric, value in record["metrics"].items():
+                low, high = record["intervals"].get(metric, (None, None))
+                rows.append([record["dataset"], record["model"], metric, *map(_number, (value, low, high))])
+                if rows[-1][3] is not None:
+                    run.summary[f"results/{record['model']}/{record['dataset']}/{metric}"] = value
+        run.log(
+            {"results": wandb.Table(columns=["evaluation", "checkpoint", "metric", "value", "low", "high"], data=rows)}
+        )
+        self.finalize("success")
+
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Write what is pending and end this leg."""
         if self._experiment is not None:
             self._experiment.finish(exit_code=0 if status == "success" else 1)
             self._experiment = self._written = None
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None or value != value else float(value)
 
 
 def wandb_logger(save_dir: str, project: str, name: str | None = None, **options: object) -> RunLogger:
