@@ -1,13 +1,18 @@
-"""Layer-wise decay: the recipe's numbers, every parameter once, and the floor of the schedule."""
+"""Layer-wise decay: the recipes' numbers, every parameter once, and the floor of the schedule; one tower and two."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 import pytest
 import torch
+from open_clip import CLIP
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from medclip.optim.layerwise import layer_of, layerwise_adamw
+from medclip.models.layers import places
+from medclip.optim.layerwise import clip_layerwise_adamw, layer_of, layerwise_adamw
 from medclip.optim.schedule import warmup_cosine
 from medclip.types import UserError
 
@@ -98,3 +103,110 @@ def test_decay_out_of_range(decay, vit):
 def test_nothing_to_train():
     with pytest.raises(UserError, match="frozen"):
         layerwise_adamw([], lr=1e-3)
+
+
+# The two towers of a CLIP
+
+FAMILIES = {
+    "open_clip": {"image_size": 32, "patch_size": 16, "layers": 12, "width": 8, "head_width": 8},
+    "timm": {"image_size": 32, "timm_model_name": "test_vit", "timm_pool": "avg", "timm_proj": "linear"},
+    "convnext": {"image_size": 64, "timm_model_name": "convnext_atto", "timm_pool": "avg", "timm_proj": "linear"},
+}
+
+
+def clip_scales(
+    vision: dict, prefix: str = "model.net.", frozen: str | None = None, **words: float
+) -> dict[str, float]:
+    text = {"context_length": 8, "vocab_size": 16, "layers": 12, "width": 8, "heads": 2}
+    net = CLIP(embed_dim=8, vision_cfg=dict(vision), text_cfg=text)  # type: ignore[arg-type]
+    named = {prefix + name: p for name, p in net.named_parameters() if frozen is None or not re.search(frozen, name)}
+    optimizer = clip_layerwise_adamw(named.items(), lr=1e-3, places=places, **words)
+    names = {id(p): name.removeprefix(prefix) for name, p in named.items()}
+    found = {names[id(p)]: group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(found) == len(named) == sum(len(group["params"]) for group in optimizer.param_groups)
+    assert all(group["lr"] == pytest.approx(1e-3 * group["lr_scale"]) for group in optimizer.param_groups)
+    return found
+
+
+# Written by hand: 0.5^13, 0.5^12, … for the image tower of 12 blocks, 0.9^13, … for the text tower of 12.
+TABLE = {
+    "visual.conv1.weight": 0.0001220703125,
+    "visual.class_embedding": 0.0001220703125,
+    "visual.positional_embedding": 0.0001220703125,
+    "visual.ln_pre.weight": 0.0001220703125,
+    "visual.transformer.resblocks.0.attn.in_proj_weight": 0.000244140625,
+    "visual.transformer.resblocks.1.mlp.c_fc.bias": 0.00048828125,
+    "visual.transformer.resblocks.5.ln_1.weight": 0.0078125,
+    "visual.transformer.resblocks.10.mlp.c_proj.weight": 0.25,
+    "visual.transformer.resblocks.11.attn.out_proj.weight": 0.5,
+    "visual.ln_post.weight": 1.0,
+    "visual.proj": 1.0,
+    "token_embedding.weight": 0.2541865828329,
+    "positional_embedding": 0.2541865828329,
+    "transformer.resblocks.0.attn.in_proj_weight": 0.282429536481,
+    "transformer.resblocks.6.mlp.c_fc.weight": 0.531441,
+    "transformer.resblocks.11.ln_2.bias": 0.9,
+    "ln_final.weight": 1.0,
+    "text_projection": 1.0,
+    "logit_scale": 1.0,
+}
+
+
+@pytest.mark.parametrize("prefix", ["model.net.", "model.inner.net.", ""])
+def test_the_table_of_a_clip_of_12_and_12_blocks(prefix: str):
+    found = clip_scales(FAMILIES["open_clip"], prefix, image_decay=0.5, text_decay=0.9)
+    assert {name: found[name] for name in TABLE} == pytest.approx(TABLE)
+    assert len(set(found.values())) == 13 + 13 + 1
+
+
+def test_frozen_layers_count_all_the_same():
+    whole = clip_scales(FAMILIES["open_clip"], image_decay=0.5)
+    last = clip_scales(FAMILIES["open_clip"], frozen=r"resblocks\.\d\.|embedding|conv1|ln_pre", image_decay=0.5)
+    assert "visual.transformer.resblocks.11.ln_1.bias" in last and "visual.conv1.weight" not in last
+    assert last == {name: whole[name] for name in last}
+
+
+def test_timms_towers():
+    """test_vit has 6 blocks; ConvNeXt-Atto 2 + 2 + 6 + 2 that count on, downsampling with the block that it feeds."""
+    vit = clip_scales(FAMILIES["timm"], image_decay=0.5)
+    assert vit["visual.trunk.pos_embed"] == vit["visual.trunk.patch_embed.proj.weight"] == 0.5**7
+    assert vit["visual.trunk.blocks.0.attn.qkv.weight"] == 0.5**6 and vit["visual.head.proj.weight"] == 1
+    convnext = clip_scales(FAMILIES["convnext"], image_decay=0.5)
+    by_hand = {"stem.0": 13, "stages.0.blocks.0": 12, "stages.0.blocks.1": 11, "stages.1.downsample.0": 10}
+    by_hand |= {"stages.1.blocks.0": 10, "stages.2.blocks.5": 3, "stages.3.downsample.1": 2, "stages.3.blocks.1": 1}
+    for start, depth in by_hand.items():
+        own = {scale for name, scale in convnext.items() if name.startswith(f"visual.trunk.{start}.")}
+        assert own == {0.5**depth}, start
+
+
+def test_hugging_faces_names():
+    """As transformers has them, in open_clip's HFTextEncoder: BERT, DistilBERT, T5's encoder, ModernBERT."""
+    names = {
+        "embeddings.LayerNorm.weight": 3,
+        "encoder.layer.0.attention.self.query.weight": 2,
+        "encoder.layer.1.output.dense.bias": 1,
+        "pooler.dense.weight": 0,
+    }
+    assert depths(names) == names
+    names = {"embeddings.word_embeddings.weight": 3, "transformer.layer.0.ffn.lin1.bias": 2}
+    assert depths({**names, "transformer.layer.1.ffn.lin1.bias": 1}).items() >= names.items()
+    names = {"embed_tokens.weight": 2, "block.0.layer.1.DenseReluDense.wo.weight": 1, "final_layer_norm.weight": 0}
+    assert depths(names) == names
+    names = {"embeddings.norm.weight": 2, "layers.0.mlp.Wi.weight": 1, "final_norm.weight": 0}
+    assert depths(names) == names
+
+
+def depths(names: Iterable[str]) -> dict[str, int]:
+    start = "model.net.text.transformer."
+    found = places([*(start + name for name in names), "model.net.text.proj.0.weight"])
+    assert found.pop("model.net.text.proj.0.weight") == ("text", "head", 0)
+    return {name.removeprefix(start): place.depth for name, place in found.items()}
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_a_decay_of_one_is_one_rate_and_others_are_refused(tower: str):
+    found = clip_scales(FAMILIES["open_clip"], **{f"{tower}_decay": 1.0})
+    one = {scale for name, scale in found.items() if name.startswith("visual.") == (tower == "image")}
+    assert one == {1.0} and len(set(found.values())) == 14
+    with pytest.raises(UserError, match=rf"optim\.{tower}_decay is 0"):
+        clip_scales(FAMILIES["open_clip"], **{f"{tower}_decay": 0.0})
