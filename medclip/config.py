@@ -144,7 +144,7 @@ def job_folder(cfg: DictConfig) -> Path:
 def _holds_something(folder: Path) -> bool:
     """Whether there is more in `folder` than a start leaves that failed before it did anything."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if not names or not names <= {"config.yaml", "provenance.json"}:
+    if not names or not names <= {"config.yaml", "provenance.json", "lineage.json"}:
         return bool(names)
     config = folder / "config.yaml"
     return not config.is_file() or not config.read_text(errors="replace").startswith(_MARK)

@@ -21,7 +21,7 @@ MAY = {
     "train": {"config", "types"},
     "evaluate": {"config", "types", "evals"},
     "extract": {"config", "types", "evaluate", "slides"},
-    "export": {"config", "types", "evals", "models", "evaluate"},
+    "export": {"config", "types", "evals", "models", "evaluate", "callbacks"},
     "demo": {"config", "types", "data"},
 }
 

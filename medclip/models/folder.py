@@ -3,7 +3,8 @@
     open_clip_config.json        {"model_cfg", "preprocess_cfg"}
     open_clip_model.safetensors  the weights
     config.json, tokenizer.json  where the text tower or the tokenizer is a Hugging Face one
-    README.md                    a short model card
+    README.md, lineage.json      the model card, and what it was trained on and grew from
+    onnx/                        both towers as ONNX, where asked for
 
 The folder is written beside its place, loaded again by open_clip itself, compared, and only then moved there: what
 stands in the place is whole and proven. CLIP's own byte-pair encoding is part of open_clip and needs no file.
@@ -19,6 +20,7 @@ import json
 import os
 import shutil
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from medclip.models.card import About, card
 from medclip.models.clip import Clip, OpenClip
 from medclip.models.hf import write_files
+from medclip.models.lineage import write_lineage
+from medclip.models.onnx import check_onnx, write_onnx
 from medclip.models.source import CONFIG, WEIGHTS
 from medclip.types import Preprocess, UserError
 
@@ -41,19 +46,32 @@ _TEXTS = [
 _TOLERANCE = 1e-6
 
 
-def write_folder(clip: Clip, folder: Path, *, title: str, notes: str = "") -> float:
-    """Write `clip` (float32, on the CPU) to `folder` and prove it; returns the largest difference of any feature.
+@dataclass(frozen=True)
+class Written:
+    """Largest differences of any output from the model's own, in the folder's library and in onnxruntime."""
+
+    read_back: float
+    onnx: float | None = None
+
+
+def write_folder(clip: Clip, folder: Path, *, opset: int | None = None, **about: Any) -> Written:
+    """Write `clip` (float32, on the CPU) to `folder` and prove it.
 
     Args:
+        clip: what is written.
         folder: must not exist, or be empty.
-        title: the card's heading.
-        notes: a paragraph for the card: what the model was made from.
+        opset: write `onnx/` too, with this version of ONNX's operators.
+        **about: what the card tells, see `About`: at least a `title`.
 
     Raises:
-        UserError: the folder holds something, or cannot be written.
-        RuntimeError: open_clip reads back another model than was written.
+        UserError: the folder holds something, or cannot be written; the extra `onnx` is missing.
+        RuntimeError: open_clip or onnxruntime reads back another model than was written.
     """
     refuse_nonempty(folder)
+    if opset is not None:
+        check_onnx(opset)
+    about.setdefault("notes", f"Grown from {clip.description['origin']}.")
+    told = About(**about)
     folder = folder.resolve()
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
@@ -64,13 +82,25 @@ def write_folder(clip: Clip, folder: Path, *, title: str, notes: str = "") -> fl
         _write_config(clip, part, at=part)
         difference = _verify(clip, part)
         _write_config(clip, part, at=folder)
-        (part / "README.md").write_text(_card(clip, folder, title, notes), encoding="utf-8")
+        onnx = None
+        if opset is not None:
+            (part / "onnx").mkdir()
+            onnx = write_onnx(clip, part / "onnx", opset=opset)
+        write_lineage(told.lineage, part)
+        text = card(
+            told,
+            model=_model(clip),
+            use=_use(clip, folder, onnx=onnx is not None),
+            library="open_clip",
+            pipeline="zero-shot-image-classification",
+        )
+        (part / "README.md").write_text(text, encoding="utf-8")
         part.replace(folder)
     except OSError as error:
         raise UserError(f"cannot write {folder} ({error.strerror or error}): choose another output=") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return difference
+    return Written(difference, onnx)
 
 
 def refuse_nonempty(folder: Path) -> None:
@@ -117,32 +147,32 @@ def _verify(clip: Clip, folder: Path) -> float:
     return difference
 
 
-def _card(clip: Clip, folder: Path, title: str, notes: str) -> str:
+def _model(clip: Clip) -> str:
     pre = clip.preprocess
-    moved = (
-        f"\nMoved this folder? Plain open_clip finds the text tower by `hf_model_name` in `{CONFIG}`: put "
-        "the new path there.\n"
-        if clip.description["model_cfg"]["text_cfg"].get("hf_model_name")
-        else ""
-    )
-    return f"""---
-library_name: open_clip
-pipeline_tag: zero-shot-image-classification
-tags: [clip, medical]
----
-# {title}
-
-{notes or f"Grown from {clip.description['origin']}."}
-
-- images: {pre.size[0]} × {pre.size[1]}, {pre.interpolation}, {pre.resize_mode}
+    towers = {"image": clip.net.visual, "all": clip.net}
+    sizes = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in towers.items()}
+    return f"""- images: {pre.size[0]} × {pre.size[1]}, {pre.interpolation}, {pre.resize_mode}
 - mean {list(pre.mean)}, std {list(pre.std)}
 - text: {clip.tokenizer.context_length} tokens
-- parameters: {sum(p.numel() for p in clip.parameters()) / 1e6:.1f} million
+- parameters: {sizes["all"]:.1f} million, {sizes["image"]:.1f} of them in the image tower"""
 
-```python
+
+def _use(clip: Clip, folder: Path, *, onnx: bool) -> str:
+    text_cfg = clip.description["model_cfg"]["text_cfg"]
+    moved = (
+        "\n\nPlain open_clip finds the text tower by `hf_model_name` in `open_clip_config.json`, as an absolute path: "
+        "put the new one there when the folder has moved."
+        if text_cfg.get("hf_model_name")
+        else ""
+    )
+    towers = (
+        "\n\n`onnx/` holds both towers for onnxruntime, without torch; `onnx/onnx.json` says what they take and give."
+        if onnx
+        else ""
+    )
+    return f"""```python
 import open_clip
 
-model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{folder}")
-tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
-```
-{moved}"""
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{folder.name}")
+tokenizer = open_clip.get_tokenizer("local-dir:{folder.name}")
+```{towers}{moved}"""

@@ -22,7 +22,7 @@ PIXELS = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "interpolation": "bi
 def test_plain_open_clip_gives_the_same_logits_and_ids(any_cfg: dict, tmp_path: Path, no_network: None):
     torch.manual_seed(3)
     clip = load_clip(any_cfg, preprocess=PIXELS).eval()
-    assert write_folder(clip, tmp_path / "model", title="toy") <= 1e-6
+    assert write_folder(clip, tmp_path / "model", title="toy").read_back <= 1e-6
 
     name = f"local-dir:{tmp_path / 'model'}"
     net, _, transform = open_clip.create_model_and_transforms(name)
