@@ -87,7 +87,7 @@ def check_evals(cfg: DictConfig) -> None:
         name, card = next(iter(lacking.items()))
         more = f" (nor are there the sets of {', '.join(list(lacking)[1:])})" if len(lacking) > 1 else ""
         raise UserError(
-            f"evaluation {name!r}: {card.root} has no {' and no '.join(card.missing())}{more}: get it from {card.get}; "
+            f"evaluation {name!r}: {card.root} has no {' and no '.join(card.missing()[:2])}{more}: get it from {card.get}; "
             f"set evals.{name}.root if it lies elsewhere"
         )
 

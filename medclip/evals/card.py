@@ -23,6 +23,7 @@ class Card:
         core: no training set of this house is known to hold these images, and no other core task does.
         root: folder of the set; None for an evaluation without one of its own.
         needs: files or folders that must be there, patterns relative to `root`.
+        file: name of its file, where there are several to choose from; for `needs` and the sources to refer to.
         get: how to get the set: page, and what to put where.
     """
 
@@ -31,6 +32,7 @@ class Card:
     core: bool = False
     root: str | None = None
     needs: tuple[str, ...] = ()
+    file: str = ""
     get: str = ""
 
     @classmethod
