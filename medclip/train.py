@@ -86,6 +86,7 @@ def _quiet() -> None:
         ".*Total length of .* across ranks is zero.*",
         ".*does not have many workers.*",
         ".*is smaller than the logging interval.*",
+        ".*in eval mode at the start of training.*",  # what is locked
     ):
         warnings.filterwarnings("ignore", text)
 
