@@ -83,7 +83,16 @@ def check_evals(cfg: DictConfig) -> None:
             raise UserError(f"evals.{name}.role={role}: choose one of {', '.join(get_args(Role))}")
     if not isinstance(cfg.batch_size, int) or cfg.batch_size < 1:
         raise UserError(f"batch_size={cfg.batch_size}: give a whole number of at least 1")
-    if lacking := sets_missing(cfg.evals):
+    refuse_missing(cfg.evals)
+
+
+def refuse_missing(evals: DictConfig) -> None:
+    """Say how to get a set that is not there.
+
+    Raises:
+        UserError: of the first of `evals` whose set is missing.
+    """
+    if lacking := sets_missing(evals):
         name, card = next(iter(lacking.items()))
         more = f" (nor are there the sets of {', '.join(list(lacking)[1:])})" if len(lacking) > 1 else ""
         raise UserError(
@@ -166,6 +175,7 @@ def small_evals(evals: DictConfig, limit: int | None = None) -> dict[str, Evalua
         if limit is not None and node.data.get("limit") is None:
             with open_dict(node):
                 node.data.limit = limit
+    refuse_missing(evals)
     return build_evals(OmegaConf.create({"evals": evals}))
 
 
