@@ -48,6 +48,8 @@ def lock(clip: Clip, tower: Tower, blocks: int = 0, head: bool | None = None) ->
         if place.depth > free:
             named[name].requires_grad_(False)
     hold(clip)
+    locked = {**clip.description.get("locked", {}), tower: {"blocks": blocks, "head": head}}
+    clip.description = {**clip.description, "locked": locked}  # a run is resumed with the same parts free, or refused
     return clip
 
 

@@ -252,9 +252,10 @@ def _checkpoint(path: Path) -> Source:
         )
     prefix = "model.net."
     net = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    if "lora" in description:  # its adapters go into the weights, so that it is a model like any other
+    if "lora" in description:
         net = merged(net, description["lora"], str(path))
-        description = {key: value for key, value in description.items() if key != "lora"}
+    # How it was trained is over: it is a model like any other.
+    description = {key: value for key, value in description.items() if key not in ("lora", "locked")}
     return Source(description, net, str(path))
 
 
