@@ -172,7 +172,8 @@ class Mae(nn.Module):
     def encode(self, batch: Batch) -> Float[Tensor, "b tokens dim"]:
         """Class token and all patches of whole images, after the last norm."""
         patches = patchify(batch["image"], self.shape.patch_size)  # pyright: ignore[reportTypedDictNotRequiredAccess]
-        everything = torch.arange(self.shape.patches, device=patches.device).expand(len(patches), -1)
+        # `len` would make the batch a constant of an exported graph.
+        everything = torch.arange(self.shape.patches, device=patches.device).expand(patches.shape[0], -1)
         return self.encode_patches(self._normalise(patches, batch), everything)
 
     def encode_patches(
@@ -182,7 +183,7 @@ class Mae(nn.Module):
         kernel = self.patch_embed.proj.weight.permute(0, 2, 3, 1).flatten(1)  # as the pixels of a patch are ordered
         tokens = F.linear(pixels, kernel, self.patch_embed.proj.bias)
         tokens = tokens + F.embedding(ids, self.pos_embed[0, 1:])
-        first = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)
+        first = (self.cls_token + self.pos_embed[:, :1]).expand(tokens.shape[0], -1, -1)
         x = torch.cat([first, tokens], dim=1)
         for block in self.blocks:
             x = run_block(block, x)

@@ -31,7 +31,7 @@ from medclip.models.bpe import bpe_tokenizer
 from medclip.models.clip import Clip
 from medclip.models.hf import HF_FILES, write_files
 from medclip.models.mae import Mae
-from medclip.models.tokenizer import BpeTokenizer
+from medclip.models.tokenizer import BpeTokenizer, HubTokenizer
 from medclip.models.vit import Classifier
 from medclip.types import Preprocess, UserError
 
@@ -156,9 +156,15 @@ def _write_tokenizer(clip: Clip, folder: Path) -> dict[str, Any]:
             json.dumps(bpe_tokenizer(tokenizer.clean), ensure_ascii=False), encoding="utf-8"
         )
         return known | {"file": "tokenizer.json", "pad_id": 0, "keep_last": True}
+    assert isinstance(tokenizer, HubTokenizer)
     texts = {name: text for name, text in (clip.description.get("files") or {}).items() if name != "config.json"}
     write_files(texts, folder)
-    return known | {"file": next((name for name in HF_FILES if name in texts), None)}
+    own: Any = tokenizer.inner.tokenizer
+    if own.is_fast:  # the same as `tokenizers` reads it, also where the files are older ones (vocab.txt)
+        fast = json.loads(own.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+        (folder / "tokenizer.json").write_text(json.dumps(fast, ensure_ascii=False), encoding="utf-8")
+    file = "tokenizer.json" if own.is_fast else next((name for name in HF_FILES if name in texts), None)
+    return known | {"file": file, "pad_id": own.pad_token_id, "keep_last": True}
 
 
 def _write_one(module: nn.Module, path: Path, name: str, output: str, examples: Tensor, opset: int) -> float:
