@@ -356,7 +356,7 @@ def microbench_rows() -> list[dict[str, Any]]:
         options = ["zero", "one", "two", "none of the above"]
         # The last picture of all is of another grey than its answer.
         row: dict[str, Any] = {
-            "image": picture(3 if n == len(parts) - 1 else number),
+            "image": picture((number + 1) % 3 if n == len(parts) - 1 else number),
             "dataset": dataset,
             "stain": stain,
         }
