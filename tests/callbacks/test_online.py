@@ -161,7 +161,7 @@ def test_the_best_checkpoint_is_that_of_the_best_evaluation(whole: Path) -> None
 
 
 def test_a_run_that_gets_no_better_ends_and_stays_ended(tmp_path: Path) -> None:
-    """A learning rate of next to nothing: the first evaluation stays the best, the second and third use up a patience of 2."""
+    """Next to no learning rate: the first evaluation stays the best, two more use up the patience."""
     words = [
         ALL,
         *ONLINE,
@@ -174,6 +174,22 @@ def test_a_run_that_gets_no_better_ends_and_stays_ended(tmp_path: Path) -> None:
     assert run(tmp_path / "run", *words).global_step == 6
     assert run(tmp_path / "run", *words, "resume=auto").global_step == 6
     assert saved(tmp_path / "run")["global_step"] == 6
+
+
+def test_a_classifier_is_evaluated_as_its_validation_says(tmp_path: Path) -> None:
+    """The same patients by two ways, `val/auroc` of the task and `eval/phantom_thorax/auroc`."""
+    words = ["experiment=thorax", "model=vit_tiny", "callbacks=[default,best,online]", "eval=[phantom_thorax]"]
+    words += [f"data.sources={SET}", f"data.val_sources={SET}", "data.batch_size=8", "data.workers=0", "epochs=1"]
+    words += [f"evals.phantom_thorax.data.sources={SET}", "trainer=cpu", "task.lr_batch=null", "data.eval_resize=null"]
+    words += ["data.labels={names: [pneumothorax, cardiomegaly], from: class, field: phantom.label, other: zeros}"]
+    words += ["+evals.phantom_thorax.data.labels.other=zeros", "data.decode=exact", f"output={tmp_path}"]
+    words += ["evals.phantom_thorax.data.labels.names=[pneumothorax,cardiomegaly]", "data.group=null"]
+    words += ["~evals.phantom_thorax.data.labels.values", "evals.phantom_thorax.classes=null"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        trainer = train(compose("train", words))
+    metrics = trainer.callback_metrics
+    assert 0 < float(metrics["val/auroc"]) < 1
+    assert float(metrics["eval/phantom_thorax/auroc"]) == pytest.approx(float(metrics["val/auroc"]), abs=1e-6)
 
 
 class Outcome:
