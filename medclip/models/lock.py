@@ -39,8 +39,8 @@ def lock(clip: Clip, tower: Tower, blocks: int = 0, head: bool | None = None) ->
     own = {name: place for name, place in places(named).items() if place.tower == tower}
     there = len({place.depth for place in own.values() if place.part == "block"})
     known = there and any(place.part == "embeddings" for place in own.values())
-    if blocks and not known:
-        raise UserError(f"{where}.blocks is {blocks}, but the blocks of this {tower} tower are not known: say blocks=0")
+    if (blocks or head) and not known:
+        raise UserError(f"{where}: the blocks of this {tower} tower are not known: freeze it whole, blocks=0 head=null")
     if blocks > there:
         raise UserError(f"{where}.blocks is {blocks}, but the {tower} tower has {there}: give 0 to {there}")
     free = blocks if blocks or head else -1

@@ -199,6 +199,7 @@ def test_dropout_and_batch_norm_of_what_is_locked_stay_off_after_train(bert_cfg:
     [
         ({"layers": 1, "width": 32, "image_size": 32, "head_width": 16}, {"blocks": 2}, r"has 1: give 0 to 1"),
         (TIMM | {"timm_model_name": "regnetx_002"}, {"blocks": 1}, r"blocks of this image tower are not known"),
+        (TIMM | {"timm_model_name": "regnetx_002"}, {"head": True}, r"blocks of this image tower are not known"),
         ({"layers": 1, "width": 32, "image_size": 32, "head_width": 16}, {"blocks": -1}, r"0 or more"),
         ({"layers": 1, "width": 32, "image_size": 32, "head_width": 16}, {"blocks": 1, "head": False}, r"head=false"),
     ],
