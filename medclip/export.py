@@ -236,7 +236,7 @@ def _told(folder: Path, cfg: DictConfig, results: Results, notes: str) -> dict[s
         "licence": cfg.license,
         "lineage": shareable(read_lineage(str(cfg.checkpoint))),
         "results": results.records,
-        "model": results.model,
+        "this": results.model,
     }
 
 

@@ -20,8 +20,10 @@ from medclip.export import best_alpha, export, main
 from medclip.models.clip import Clip
 from medclip.models.load import load_clip
 from medclip.models.mae import build_mae
+from medclip.models.vit import build_vit
 from medclip.models.wiseft import blend
 from medclip.types import UserError
+from tests.models.test_hub import Hub
 
 CFG = {
     "embed_dim": 32,
@@ -140,6 +142,43 @@ def test_masked_autoencoder_gets_the_published_names(tmp_path: Path, capsys: pyt
     assert not (tmp_path / "other").exists()
 
 
+def test_classifier_becomes_a_folder_of_timms(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    model = build_vit(["edema", "mass"], image_size=32, patch_size=8, dim=16, depth=1, heads=2)
+    weights = {f"model.{key}": value for key, value in model.state_dict().items()}
+    torch.save({"state_dict": weights, "medclip": model.description}, tmp_path / "last.ckpt")
+    words = [f"checkpoint={tmp_path / 'last.ckpt'}", f"output={tmp_path / 'model'}"]
+    with pytest.raises(UserError, match="is a classifier, which is not blended"):
+        export(config(*words, f"base={tmp_path / 'last.ckpt'}", "alpha=0.5"))
+    (folder,) = export(config(*words))
+    assert "read back by timm" in capsys.readouterr().out
+    written = load_file(folder / "model.safetensors")
+    assert all(torch.equal(value, written[key.removeprefix("net.")]) for key, value in model.state_dict().items())
+
+
+def test_onnx_beside_the_weights_and_to_a_hub(
+    checkpoints: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    pytest.importorskip("onnxruntime")
+    hub = Hub()
+    monkeypatch.setattr("medclip.models.hub.HfApi", lambda: hub)
+    words = [f"checkpoint={checkpoints[1]}", f"output={tmp_path / 'model'}"]
+    export(config(*words, "onnx=true", "push=hf-hub:org/toy"))
+    assert hub.made[0]["private"] is True
+    assert {"onnx/image.onnx", "onnx/text.onnx", "onnx/onnx.json", "onnx/tokenizer.json"} < set(hub.sent)
+    assert "open_clip_model.safetensors" in hub.sent and "onnxruntime" in capsys.readouterr().out
+
+    # What a hub refuses is known before anything is written.
+    monkeypatch.setattr("medclip.models.hub.HfApi", lambda: Hub(["README.md"]))
+    with pytest.raises(UserError, match="holds 1 files already"):
+        export(config(f"checkpoint={checkpoints[1]}", f"output={tmp_path / 'other'}", "push=hf-hub:org/toy"))
+    assert not (tmp_path / "other").exists()
+
+
+def test_nothing_is_pushed_unasked(checkpoints: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("medclip.models.hub.HfApi", lambda: pytest.fail("asked a hub"))
+    export(config(f"checkpoint={checkpoints[1]}", f"output={tmp_path / 'model'}"))
+
+
 def test_best_alpha():
     def scores(*values: float) -> dict[float, dict[str, float]]:
         return {i / 2: {"r/acc1": v, "r/text_retrieval_median_rank": v} for i, v in enumerate(values)}
@@ -162,6 +201,10 @@ def test_best_alpha():
         (["base=x.ckpt", "alpha=0.5"], "checkpoint x.ckpt does not exist"),
         (["+evals.toy._target_=x"], "evaluations score a sweep"),
         (["base=x.ckpt", "alpha=[0,1]", "metric=toy/acc1"], "is of no configured evaluation"),
+        (["base=x.ckpt", "alpha=[0,1]", "push=hf-hub:a/b"], "choose one alpha for push="),
+        (["push=me"], "push=me names no repository"),
+        (["onnx=true", "opset=7"], "opset=7: choose 18 to 21"),
+        (["results=nowhere.json"], "results=nowhere.json cannot be read"),
     ],
 )
 def test_bad_words(words: list[str], message: str, checkpoints: tuple[Path, Path], tmp_path: Path):

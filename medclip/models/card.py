@@ -39,7 +39,7 @@ class About:
         licence: of the weights, as Hugging Face calls it ("cc-by-nc-4.0"); None: not stated.
         lineage: of the checkpoint, None where it has none.
         results: records of `results.json`, of all models.
-        model: which of these this is.
+        this: which of these the exported one is.
     """
 
     title: str
@@ -47,7 +47,7 @@ class About:
     licence: str | None = None
     lineage: Mapping[str, Any] | None = None
     results: Sequence[Mapping[str, Any]] = ()
-    model: str | None = None
+    this: str | None = None
 
 
 def card(about: About, *, model: str, use: str, library: str, pipeline: str) -> str:
@@ -109,7 +109,7 @@ def front_matter(about: About, library: str, pipeline: str) -> str:
 
 def own_records(about: About) -> list[Mapping[str, Any]]:
     """The records of this model."""
-    return [record for record in about.results if record["model"] == about.model]
+    return [record for record in about.results if record["model"] == about.this]
 
 
 def shown_metrics(record: Mapping[str, Any]) -> list[str]:
@@ -132,13 +132,13 @@ and biases of the captions are the model's as well. Validate on your own data be
 
 def _results(about: About) -> str:
     names = list(dict.fromkeys(str(record["model"]) for record in about.results))
-    header = ["task", "metric", *(f"**{name}** (this)" if name == about.model else name for name in names), "n"]
+    header = ["task", "metric", *(f"**{name}** (this)" if name == about.this else name for name in names), "n"]
     rows = []
     for dataset in dict.fromkeys(str(record["dataset"]) for record in about.results):
         by_model = {str(r["model"]): r for r in about.results if str(r["dataset"]) == dataset}
         first = next(iter(by_model.values()))
         title = dataset if first.get("role", "domain") == "domain" else f"{dataset} ({first['role']})"
-        for metric in shown_metrics(by_model.get(about.model or "", first)):
+        for metric in shown_metrics(by_model.get(about.this or "", first)):
             cells = [_cell(by_model.get(name), metric) for name in names]
             rows.append([title, METRICS[metric], *cells, str(first.get("samples", ""))])
     level = next((r["made"]["bootstrap"]["level"] for r in about.results if "made" in r), 0.95)

@@ -71,7 +71,7 @@ def written(**about: Any) -> str:
 
 
 def test_front_matter_is_hugging_faces() -> None:
-    text = written(lineage=RUN, results=RESULTS, model="tuned", licence="cc-by-nc-4.0")
+    text = written(lineage=RUN, results=RESULTS, this="tuned", licence="cc-by-nc-4.0")
     data: Any = ModelCard(text).data
     assert (data.license, data.base_model, data.datasets) == ("cc-by-nc-4.0", ["org/base"], ["org/figures"])
     assert (data.library_name, data.pipeline_tag, data.model_name) == ("open_clip", "x-y", "My model")
@@ -81,7 +81,7 @@ def test_front_matter_is_hugging_faces() -> None:
 
 
 def test_results_have_intervals_and_verdicts() -> None:
-    text = written(results=RESULTS, model="tuned")
+    text = written(results=RESULTS, this="tuned")
     assert "| task | metric | base | **tuned** (this) | n |" in text
     assert "| colon | accuracy | 0.500 [0.400, 0.600] | 0.750 [0.650, 0.850] ▲ | 50 |" in text
     assert (
