@@ -124,5 +124,7 @@ def has_key() -> bool:
 def _run_id(path: Path) -> str:
     """The folder's run id, made on first use; in a sweep it is the one that its agent has chosen."""
     if not path.is_file():
+        if getattr(rank_zero_only, "rank", 0):  # another rank that starts at the same time; only rank 0 logs
+            return ""
         path.write_text(os.environ.get("WANDB_RUN_ID") or os.urandom(4).hex())
     return path.read_text().strip()
