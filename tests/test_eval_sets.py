@@ -410,3 +410,29 @@ def test_headers_say_what_and_where_from(path: Path) -> None:
     assert "Layout" in head and re.search(r"arXiv:|doi:|github\.com|Kaggle", head), "paper or page"
     if "templates:" in text or "questions:" in text:
         assert "Words:" in head, "whose words the classes and templates are"
+
+
+def table(cfg: DictConfig) -> str:
+    """The table of docs/evaluation.md: a row an evaluation, from its config and the first sentence of its header."""
+    suites = {path.stem: path.read_text() for path in sorted((CONF / "suite").glob("*.yaml"))}
+    rows = ["| `eval=` | set | domain | source | core | suites | folder below `paths.data_root` | get it from |"]
+    rows.append("|" + 8 * "---|")
+    for name in sorted(NAMES, key=lambda name: (cfg.evals[name].domain, name)):
+        node, lines = cfg.evals[name], (CONF / "eval" / f"{name}.yaml").read_text().splitlines()[1:]
+        head = " ".join(line[2:] for line in lines if line.startswith("# "))
+        folder = Path(node.root).relative_to(cfg.paths.data_root)
+        page = node["get"].split(": ")[0].split(" ")[0]
+        within = ", ".join(suite for suite, text in suites.items() if f"- {name}\n" in text)
+        core = "yes" if node.core else ""
+        rows.append(
+            f"| `{name}` | {re.split(r'[.:?] | [(]', head)[0]} | {node.domain} | {node.source} | {core} | {within} "
+            f"| `{folder}` | <{page}> |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def test_the_table_of_the_docs(only: Callable[..., DictConfig]) -> None:
+    expected = table(only(*NAMES))
+    assert expected in (CONF.parent / "docs/evaluation.md").read_text(), (
+        f"put this into docs/evaluation.md:\n{expected}"
+    )

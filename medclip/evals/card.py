@@ -18,9 +18,9 @@ class Card:
 
     Args:
         domain: pathology, radiology…; what averages are taken by.
-        source: "confirmed" where class names, templates and split were read at the source that the config names,
-            "unconfirmed" where one of them is from memory or a guess, "" where nobody said.
-        core: no training set of this house is known to hold these images, and no other core task does.
+        source: "confirmed" where labels, class names, split and layout were read in the set's own documents or in the
+            code of a public evaluation, "unconfirmed" where one of them is from memory or a guess; "": nobody said.
+        core: no training set that this house has a reader for is known to hold these images.
         root: folder of the set; None for an evaluation without one of its own.
         needs: files or folders that must be there, patterns relative to `root`.
         file: name of its file, where there are several to choose from; for `needs` and the sources to refer to.

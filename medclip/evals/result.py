@@ -220,7 +220,7 @@ class Result:
     lower_is_better: frozenset[str] = frozenset()
     undefined: dict[str, list[str]] = field(default_factory=dict)  # metric -> classes left out of its average
     domain: str = ""  # pathology, radiology…: what averages over tasks are taken by
-    source: str = ""  # "confirmed" where classes, templates and split were read at the source, else "unconfirmed"
+    source: str = ""  # "confirmed" where the set's classes and split were read at the source, else "unconfirmed"
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -2,8 +2,8 @@
 
 Every task weighs the same, whatever its size, and counts by one number: `Suite.metric` of a classification, accuracy of
 closed questions, macro AUROC of a multi-label classification, R@1 averaged over both directions of a retrieval
-(DataComp's rule, arXiv:2304.14108, appendix N). The core are the tasks whose images no training set of this house is
-known to hold; an average that is higher outside of it may be memory.
+(DataComp's rule, arXiv:2304.14108, appendix N). The core are the tasks whose images no training set that
+this house has a reader for is known to hold; an average that is higher outside of it may be memory.
 
 Intervals: tasks are samples of their own, so the mean's bootstrap draws one resample a task, each by itself.
 The resamples that the tasks' own intervals come from are reused, each task's in an order of its own that is the same
