@@ -134,8 +134,9 @@ class PairData(pl.LightningDataModule):
         if _model(self).tokenizer is None:  # no sample is bad for want of a caption
             for config in (*self.configs, *self.val_configs):
                 config["caption"] = False
-        self.sources = open_sources(self.configs, index=index, storage=self.storage, opened=self._count)
-        self.val_sources = open_sources(self.val_configs, index=index, storage=self.storage)
+        rules, val_rules = ([one.labels for one in part] for part in (self.declared, self.val_declared))
+        self.sources = open_sources(self.configs, index=index, storage=self.storage, opened=self._count, rules=rules)
+        self.val_sources = open_sources(self.val_configs, index=index, storage=self.storage, rules=val_rules)
         both = list(zip([*self.sources, *self.val_sources], [*self.declared, *self.val_declared], strict=True))
         for source, declared in both:
             if declared.labels is not None:

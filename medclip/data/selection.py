@@ -209,8 +209,8 @@ def apply_few(source: Source, config: Mapping[str, Any], folder: Path, rule: Lab
         return source.select(np.isin(lots, groups[: max(1, round(fraction * len(groups)))]))
     if rule is None:
         raise UserError(
-            f"keep of source {source.name}: per_class needs the source's own labels: write labels: ${{data.labels}} "
-            "beside keep"
+            f"keep of source {source.name}: per_class needs labels: say how they are made by data.labels, or by "
+            "the source's own labels"
         )
     rule.check(source)
     present = _present(source, rule, folder)

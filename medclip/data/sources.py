@@ -28,10 +28,9 @@ Keys of one: exactly one of `urls` (shards), `table`, `folder`, `phantoms`, `sli
 | `image_root`, `columns`, `header`, `suffix`, `separator` | tables only, see `tables.open_table` |
 | `join`, `majority`, `extract`, `image_path`, `search` | tables only, see `reshape` |
 
-A few samples, after `filter` and `split` (a validation source has a `keep` of its own; data=nih14 gives it the same, so
-set `data.val_sources.0.keep` to the list alone):
+A few samples, after `filter` and `split` (a validation source has a `keep` of its own):
 
-    keep: {per_class: 16, seed: 0}                                      # of each class of the source's own `labels`
+    keep: {per_class: 16, seed: 0}                                      # of each class of its labels
     keep: {fraction: 0.1, by: Patient ID, seed: 0, list: train.txt}     # a tenth of the patients on the list
 
 `by` is a field of groups that are kept whole; without it each sample is for itself. See `selection.apply_few`.
@@ -73,6 +72,7 @@ from medclip.data.captions import CaptionRule
 from medclip.data.folders import open_folder
 from medclip.data.generated import open_phantoms
 from medclip.data.http import public
+from medclip.data.labels import LabelRule
 from medclip.data.raw import RawSample, Source
 from medclip.data.selection import apply_few, apply_filter, apply_keep, apply_split
 from medclip.data.shards import ShardSource
@@ -98,6 +98,7 @@ def open_sources(
     index: str | Path | None = None,
     storage: Storage | None = None,
     opened: Callable[[Source], None] | None = None,
+    rules: Sequence[LabelRule | None] = (),
     **options: Any,
 ) -> list[Source]:
     """Open every source: index its shards, then filter, split and keep.
@@ -107,6 +108,7 @@ def open_sources(
         index: folder for tar indexes and filter results; None for the user's cache folder.
         storage: reads the bytes; None makes one from `options`.
         opened: told of each source before anything is selected from it.
+        rules: how each source's labels are made, for `keep: {per_class: k}`; () for what its own `labels` say.
         **options: of `open_storage`.
 
     Raises:
@@ -114,7 +116,9 @@ def open_sources(
     """
     storage = storage or open_storage(**options)
     folder = Path(index).expanduser() if index is not None else indexes.default_folder()
-    return [_open(config, storage, folder, opened) for config in configs]
+    if not rules:
+        rules = [declared.Declared.parse(config).labels for config in configs]
+    return [_open(c, storage, folder, opened, rule) for c, rule in zip(configs, rules, strict=True)]
 
 
 def open_storage(cache: Mapping[str, Any] | str | Path | bool | None = None, **options: Any) -> Storage:
@@ -162,7 +166,11 @@ def open_storage(cache: Mapping[str, Any] | str | Path | bool | None = None, **o
 
 
 def _open(
-    config: Mapping[str, Any], storage: Storage, folder: Path, opened: Callable[[Source], None] | None = None
+    config: Mapping[str, Any],
+    storage: Storage,
+    folder: Path,
+    opened: Callable[[Source], None] | None,
+    rule: LabelRule | None,
 ) -> Source:
     kinds = [kind for kind in _KINDS if config.get(kind) is not None]
     if unknown := set(config) - set(_KEYS):
@@ -208,7 +216,6 @@ def _open(
         source = apply_split(source, config["split"], folder)
     keep = config.get("keep")
     if isinstance(keep, Mapping):
-        rule = declared.Declared.parse(config).labels if keep.get("per_class") is not None else None
         source = apply_few(source, keep, folder, rule)
     elif keep:
         source = apply_keep(source, str(keep))
