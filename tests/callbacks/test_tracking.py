@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -20,6 +21,7 @@ from medclip.callbacks.progress import Progress
 from medclip.callbacks.provenance import Provenance, revision, without_secrets
 from medclip.callbacks.storage import AtomicCheckpointIO
 from medclip.callbacks.throughput import Throughput
+from medclip.callbacks.vitals import Vitals, rss_peak
 
 
 class Clock:
@@ -56,6 +58,72 @@ def test_data_wait_is_the_datas_alone(tmp_path, linear, batches, make_trainer, m
     assert metrics["speed/data_wait"] == pytest.approx(0.75)
     assert metrics["speed/samples_per_second"] == pytest.approx(3 / 4)
     assert metrics["data/skipped"] == 8
+
+
+class Evaluates(pl.Callback):
+    """As `OnlineEvaluation` tells of itself; 7 s after each step."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        for callback in trainer.callbacks:  # pyright: ignore
+            if isinstance(callback, Throughput):
+                callback.evaluating(trainer, pl_module)
+        self.clock.pass_(7.0)
+
+
+def test_evaluations_are_neither_step_nor_wait(tmp_path, linear, batches, make_trainer, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", lambda *_, **__: clock.pass_(5.0))
+    monkeypatch.setattr("medclip.callbacks.throughput.time.perf_counter", clock)
+    checkpoint = LastCheckpoint(str(tmp_path), every_n_steps=1)
+    trainer = make_trainer(Busy(clock), Evaluates(clock), checkpoint, Throughput())
+    trainer.fit(linear, batches(8, wait=lambda: clock.pass_(3.0)))
+    assert trainer.callback_metrics["speed/data_wait"] == pytest.approx(0.75)
+    assert trainer.callback_metrics["speed/samples_per_second"] == pytest.approx(3 / 4)
+
+
+def test_what_is_saved_between_steps_is_not_taken_for_their_end(linear, monkeypatch):
+    """A best checkpoint of a validation, saved before the next batch is fetched: 3 s of waiting, 1 s of step."""
+    clock, trainer, throughput = Clock(), SimpleNamespace(world_size=1), Throughput()
+    monkeypatch.setattr("medclip.callbacks.throughput.time.perf_counter", clock)
+    monkeypatch.setattr(linear, "log_dict", lambda *_, **__: None)
+    throughput.on_save_checkpoint(trainer, linear, {})
+    clock.pass_(20.0)
+    throughput.on_validation_end(trainer, linear)
+    clock.pass_(3.0)
+    throughput.on_train_batch_start(trainer, linear, {"key": ["a"]}, 0)
+    clock.pass_(1.0)
+    throughput.on_train_batch_end(trainer, linear, None, {"key": ["a"]}, 0)
+    assert list(throughput.steps) == [(4.0, 3.0, 1)]
+
+
+def test_vitals(linear, batches, make_trainer):
+    """The rate that each step was taken with, though the schedule has moved on by the step's end; and this process."""
+
+    def configure_optimizers():
+        optimizer = torch.optim.SGD(linear.parameters(), lr=8.0)
+        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5), "interval": "step"}]
+
+    class Keep(pl.Callback):
+        def __init__(self) -> None:
+            self.rates: list[float] = []
+
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            self.rates.append(float(trainer.callback_metrics["optim/lr"]))
+
+    linear.configure_optimizers = configure_optimizers
+    keep = Keep()
+    trainer = make_trainer(Vitals(), keep)
+    before = rss_peak()
+    trainer.fit(linear, batches(4))
+    assert keep.rates == [8.0, 4.0, 2.0, 1.0]
+    held = float(trainer.callback_metrics["memory/rss_peak_gib"]) * 2**30
+    assert before * 0.999 <= held <= rss_peak() * 1.001
+    block = np.ones(int(before - before % 8) // 8)  # as much again must show
+    assert rss_peak() > before * 1.2 and block[-1] == 1
+    assert "memory/gpu_peak_gib" not in trainer.callback_metrics
 
 
 def test_progress_line():
