@@ -7,6 +7,7 @@ templates an evaluation has; a reader that mixed up labels, or took what it shou
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -24,12 +25,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from medclip.config import CONF
+from medclip.evals.result import ClassificationDetails, MultiLabelDetails
 from medclip.evals.run import evaluate_checkpoint
 from medclip.evaluate import build_evals, cards_of, check_evals, sets_missing
 from medclip.infer.zeroshot import fill
 from medclip.types import Preprocess, UserError
 
 NAMES = sorted(path.stem for path in (CONF / "eval").glob("*.yaml") if "\nroot: " in path.read_text())
+REAL = Path(__file__).parents[2] / "shared/data"
 NOTHING = 31  # what a picture or a text of no class is embedded as
 Items = list[tuple[str, int]]  # label, grey
 
@@ -181,6 +184,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     frame = pd.DataFrame(rows)
     if path.suffix == ".xlsx":
+        pytest.importorskip("openpyxl")
         frame.to_excel(path, index=False)
     elif path.suffix == ".jsonl":
         frame.to_json(path, orient="records", lines=True)
@@ -436,3 +440,29 @@ def test_the_table_of_the_docs(only: Callable[..., DictConfig]) -> None:
     assert expected in (CONF.parent / "docs/evaluation.md").read_text(), (
         f"put this into docs/evaluation.md:\n{expected}"
     )
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the sample data is not beside the checkout")
+@pytest.mark.parametrize(
+    ("name", "folder", "support"),
+    [
+        ("lc25000_lung", "lc25000_lung", {"lung_n": 248, "lung_aca": 242, "lung_scc": 248}),
+        ("wbc", "wbc_dataset1", {"neutrophil": 26, "lymphocyte": 26, "monocyte": 25, "eosinophil": 22, "basophil": 1}),
+        ("covid_cxr", "cxr_large", None),
+    ],
+)
+def test_real_samples(only: Callable[..., DictConfig], name: str, folder: str, support: dict[str, int] | None) -> None:
+    cfg = only(name)
+    cfg.evals[name].root = str(REAL / folder)
+    check_evals(cfg)
+    [result] = evaluate_checkpoint(GreyClip({}), build_evals(cfg)).values()
+    if isinstance(result.details, ClassificationDetails):
+        assert dict(zip(result.details.classes, result.details.support, strict=True)) == support
+    else:
+        # By hand from labels.jsonl: frontal, and labelled at all.
+        rows = [json.loads(line) for line in (REAL / folder / "labels.jsonl").read_text().splitlines()]
+        frontal = [r["finding"] for r in rows if r["view"] in ("PA", "AP", "AP Supine") and r["finding"] != "todo"]
+        assert isinstance(result.details, MultiLabelDetails)
+        assert result.details.classes[0].positives == sum(f.startswith("COVID-19") for f in frontal)
+        assert result.details.classes[2].positives == frontal.count("No Finding")
+        assert result.details.classes[1].known == len(frontal) == len(result.outcomes.keys)
