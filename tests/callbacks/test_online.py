@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +193,23 @@ def test_a_classifier_is_evaluated_as_its_validation_says(tmp_path: Path) -> Non
     metrics = trainer.callback_metrics
     assert 0 < float(metrics["val/auroc"]) < 1
     assert float(metrics["eval/phantom_thorax/auroc"]) == pytest.approx(float(metrics["val/auroc"]), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_two_ranks_decide_alike(tmp_path: Path) -> None:
+    """Rank 0 evaluates: two gloo ranks end after the same step, with the losses of two that evaluate nothing."""
+    words = [w for w in TINY if not w.startswith("epochs")] + ["trainer=ddp", "trainer.accelerator=cpu", "epochs=4"]
+    words += ["trainer.devices=2", "trainer.precision=32-true", "optim.lr=1e-30", "optim.weight_decay=0"]
+    stops = [*STOP[:1], "callbacks.early_stopping.patience=1", "callbacks.early_stopping.min_delta=0.9"]
+    for name, more in (("plain", ["callbacks=[default,stream]"]), ("online", [ALL, *ONLINE, *stops])):
+        command = [sys.executable, "-m", "medclip.cli", "train", *words, *more, f"output={tmp_path / name}"]
+        subprocess.run(command, check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert saved(tmp_path / "online")["global_step"] == 6  # no better after the second of its evaluations
+    for rank in (0, 1):
+        plain, online = (
+            (tmp_path / name / f"stream-{rank}.jsonl").read_text().splitlines() for name in ("plain", "online")
+        )
+        assert len(online) == 6 and plain[:6] == online
 
 
 class Outcome:
