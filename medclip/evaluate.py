@@ -96,8 +96,8 @@ def refuse_missing(evals: DictConfig) -> None:
         name, card = next(iter(lacking.items()))
         more = f" (nor are there the sets of {', '.join(list(lacking)[1:])})" if len(lacking) > 1 else ""
         raise UserError(
-            f"evaluation {name!r}: {card.root} has no {' and no '.join(card.missing()[:2])}{more}: get it from {card.get}; "
-            f"set evals.{name}.root if it lies elsewhere"
+            f"evaluation {name!r}: {card.root} has no {' and no '.join(card.missing()[:2])}{more}: get it from "
+            f"{card.get}; set evals.{name}.root if it lies elsewhere"
         )
 
 
@@ -111,12 +111,12 @@ def cards_of(evals: DictConfig) -> dict[str, Card]:
 
 def sets_missing(evals: DictConfig) -> dict[str, Card]:
     """Evaluations whose set is not where their config looks for it, and its card."""
-    found = {}
-    for name, card in cards_of(evals).items():
-        # Sources that were pointed elsewhere do not need the folder.
-        if card.missing() and str(card.root) in str(OmegaConf.to_container(evals[name].data, resolve=True)):
-            found[name] = card
-    return found
+    # Sources that were pointed elsewhere do not need the folder.
+    return {
+        name: card
+        for name, card in cards_of(evals).items()
+        if card.missing() and str(card.root) in str(OmegaConf.to_container(evals[name].data, resolve=True))
+    }
 
 
 def complete_suites(cfg: DictConfig) -> tuple[DictConfig, list[Suite]]:

@@ -330,7 +330,7 @@ def test_bad_requests_for_a_few_get_one_line(tmp_path: Path, keep: dict[str, Any
 
 
 def test_k_of_classes_needs_labels(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="needs labels: say how they are made by data.labels"):
+    with pytest.raises(UserError, match=r"needs labels: say how they are made by data\.labels"):
         table(tmp_path, findings(), keep={"per_class": 3})
     with pytest.raises(UserError, match="no label column 'findings'"):
         table(tmp_path, findings(), labels=FINDINGS | {"field": "findings"}, keep={"per_class": 3})
