@@ -8,6 +8,7 @@ features, and the scalars as they enter the logits. `.description` is a plain di
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from medclip.types import Batch, ClipOutput, Preprocess, Tokenizer
 
 OpenClip = CLIP | CustomTextCLIP
+Encode = Callable[[Tensor], Tensor]  # (b, ...) -> unit-norm (b, d)
 
 
 class Clip(nn.Module):
@@ -41,6 +43,7 @@ class Clip(nn.Module):
         self.tokenizer = tokenizer
         self.description = description
         self.memory_format = torch.contiguous_format
+        self.through: Callable[[Encode, Tensor], Tensor] = _at_once  # how `forward` runs a tower over a batch's rows
         self.still: list[nn.Module] = []  # parts that stay in eval mode while the rest trains: what is locked
         mean = torch.tensor(preprocess.mean, dtype=torch.float64).view(1, 3, 1, 1)
         std = torch.tensor(preprocess.std, dtype=torch.float64).view(1, 3, 1, 1)
@@ -83,8 +86,8 @@ class Clip(nn.Module):
         assert "image" in batch and "text" in batch
         bias = self.net.logit_bias
         return ClipOutput(
-            image_features=self.encode_image(batch["image"]),
-            text_features=self.encode_text(batch["text"]),
+            image_features=self.through(self.encode_image, batch["image"]),
+            text_features=self.through(self.encode_text, batch["text"]),
             logit_scale=self.logit_scale.exp().reshape(()),  # some open_clip configs hold it as a vector of one
             logit_bias=None if bias is None else bias.reshape(()),
         )
@@ -94,6 +97,10 @@ class Clip(nn.Module):
         self.memory_format = torch.channels_last
         self.net.visual.to(memory_format=torch.channels_last)
         return self
+
+
+def _at_once(encode: Encode, rows: Tensor) -> Tensor:
+    return encode(rows)
 
 
 def _unit(features: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
