@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -166,6 +167,17 @@ def test_onnx_beside_the_weights_and_to_a_hub(
     assert hub.made[0]["private"] is True
     assert {"onnx/image.onnx", "onnx/text.onnx", "onnx/onnx.json", "onnx/tokenizer.json"} < set(hub.sent)
     assert "open_clip_model.safetensors" in hub.sent and "onnxruntime" in capsys.readouterr().out
+
+    # The reader in docs/export.md, without torch and open_clip, gets the model's logits.
+    snippet = re.findall(r"```python\n(.*?)```", (CONF.parent / "docs" / "export.md").read_text(), re.DOTALL)[0]
+    found: dict[str, Any] = {}
+    exec(snippet.replace("models/mine", str(tmp_path / "model")), found)
+    clip = load_clip(pretrained=str(checkpoints[1])).eval()
+    black, texts = torch.zeros(1, 3, 32, 32, dtype=torch.uint8), clip.tokenizer(["no finding", "pleural effusion"])
+    with torch.no_grad():
+        out = clip({"image": black, "text": texts})
+        logits = out.logit_scale * out.image_features @ out.text_features.T
+    assert found["logits"] == pytest.approx(logits.numpy(), abs=1e-3)
 
     # What a hub refuses is known before anything is written.
     monkeypatch.setattr("medclip.models.hub.HfApi", lambda: Hub(["README.md"]))
