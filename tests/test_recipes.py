@@ -40,7 +40,8 @@ def sources(cfg: DictConfig) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", ["bmca_clip", "bmca_clip_filtered", "bmca_clip_balanced"])
 def test_bmca_batch_and_optimiser(name: str) -> None:
     cfg = experiment(name)
-    assert cfg.data.batch_size * cfg.trainer.devices * cfg.trainer.accumulate_grad_batches == 8192
+    assert cfg.data.batch_size * cfg.trainer.devices == 8192 and cfg.trainer.accumulate_grad_batches == 1
+    assert cfg.adapt.chunked.rows == 1024
     assert (cfg.optim.lr, list(cfg.optim.betas), cfg.optim.weight_decay) == (1e-6, [0.9, 0.95], 0.2)
     assert (cfg.trainer.precision, cfg.trainer.gradient_clip_val, cfg.task.schedule.warmup) == ("32-true", 1.0, 1000)
     assert (cfg.model.architecture, cfg.model.pretrained) == ("ViT-L-14", "commonpool_xl_s13b_b90k")

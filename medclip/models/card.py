@@ -50,7 +50,7 @@ class About:
     this: str | None = None
 
 
-def card(about: About, *, model: str, use: str, library: str, pipeline: str) -> str:
+def card(about: About, *, model: str, use: str, library: str, pipeline: str, purpose: str, scores: str) -> str:
     """The text of `README.md`.
 
     Args:
@@ -59,6 +59,8 @@ def card(about: About, *, model: str, use: str, library: str, pipeline: str) -> 
         use: how it is loaded.
         library: that loads it, as Hugging Face calls it.
         pipeline: what it is for, as Hugging Face calls it.
+        purpose: the same in words.
+        scores: what comes out, in words.
     """
     parts = [
         f"---\n{front_matter(about, library, pipeline)}\n---",
@@ -66,7 +68,7 @@ def card(about: About, *, model: str, use: str, library: str, pipeline: str) -> 
         about.notes,
         f"## Model\n\n{model}",
         f"## Use\n\n{use}",
-        _intended(),
+        _intended(purpose, scores),
         *([_results(about)] if about.results else []),
         *(training(about.lineage) if about.lineage else [_NO_LINEAGE]),
         _licence(about),
@@ -101,7 +103,7 @@ def front_matter(about: About, library: str, pipeline: str) -> str:
         base_model=list(dict.fromkeys(bases)) or None,
         datasets=datasets or None,
         metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
-        model_name=about.title,
+        model_name=about.title if results else None,
         eval_results=results or None,
     )
     return data.to_yaml()
@@ -121,13 +123,13 @@ def _task_type(record: Mapping[str, Any]) -> str:
     return "zero-shot-image-classification" if "retrieval" not in str(record["task"]) else "image-text-retrieval"
 
 
-def _intended() -> str:
-    return """## Intended use and limits
+def _intended(purpose: str, scores: str) -> str:
+    return f"""## Intended use and limits
 
-For research on medical images and text: zero-shot classification, retrieval, features for further training. Not a
-medical device; not for diagnosis, triage or any decision about a patient. Scores are cosines, not probabilities of
-disease, and were measured on the sets named here only; other scanners, stains, populations and languages may differ,
-and biases of the captions are the model's as well. Validate on your own data before you rely on anything."""
+For research on medical images: {purpose}. Not a medical device; not for diagnosis, triage or any decision about a
+patient. Scores are {scores}, not probabilities of disease. What it reaches was measured on the sets named here only, if
+any; other scanners, stains, populations and languages may differ, and biases of the data are the model's as well.
+Validate on your own data before you rely on anything."""
 
 
 def _results(about: About) -> str:

@@ -93,6 +93,8 @@ def write_folder(clip: Clip, folder: Path, *, opset: int | None = None, **about:
             use=_use(clip, folder, onnx=onnx is not None),
             library="open_clip",
             pipeline="zero-shot-image-classification",
+            purpose="zero-shot classification, retrieval, features for further training",
+            scores="cosines of image and text",
         )
         (part / "README.md").write_text(text, encoding="utf-8")
         part.replace(folder)

@@ -33,6 +33,7 @@ import timm
 
 model = timm.create_model("local-dir:{}", pretrained=True).eval()
 ```"""
+_ONNX = "\n\n`onnx/` holds it for onnxruntime, without torch; `onnx/onnx.json` says what it takes and gives."
 
 
 def write_timm(model: Classifier, folder: Path, *, opset: int | None = None, **about: Any) -> Written:
@@ -60,7 +61,13 @@ def write_timm(model: Classifier, folder: Path, *, opset: int | None = None, **a
             onnx = write_onnx(model, part / "onnx", opset=opset)
         write_lineage(told.lineage, part)
         text = card(
-            told, model=_model(model), use=_USE.format(folder.name), library="timm", pipeline="image-classification"
+            told,
+            model=_model(model),
+            use=_USE.format(folder.name) + (_ONNX if onnx is not None else ""),
+            library="timm",
+            pipeline="image-classification",
+            purpose="the findings named above, features for further training",
+            scores="logits",
         )
         (part / "README.md").write_text(text, encoding="utf-8")
         part.replace(folder)

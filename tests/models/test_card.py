@@ -67,6 +67,7 @@ RESULTS = [
 
 def written(**about: Any) -> str:
     words = {"model": "- images: 32", "use": "```python\n```", "library": "open_clip", "pipeline": "x-y"}
+    words |= {"purpose": "reading toys", "scores": "cosines"}
     return card(About("My model", **about), **words)
 
 
@@ -124,5 +125,5 @@ def test_a_blend_tells_of_both_ends() -> None:
 def test_what_is_not_known_is_said() -> None:
     text = written()
     assert "Not known: the checkpoint says nothing" in text and "no licence was stated" in text
-    assert "Not a\nmedical device" in text
+    assert "medical images: reading toys. Not a medical device" in text
     assert "license" not in ModelCard(text).data.to_dict()
