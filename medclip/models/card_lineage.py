@@ -11,8 +11,8 @@ def training(lineage: Mapping[str, Any]) -> Iterator[str]:
     trained = list(runs(lineage))
     if blend := lineage.get("blend"):
         yield (
-            f"## Blend\n\nWeights on the line from `{blend['base']['name']}` (0) to "
-            f"`{blend['checkpoint']['name']}` (1), at {blend['alpha']:g} (WiSE-FT, arXiv 2109.01903)."
+            f"## Blend\n\nWeights on the line from {_called(blend['base'])} (0) to "
+            f"{_called(blend['checkpoint'])} (1), at {blend['alpha']:g} (WiSE-FT, arXiv 2109.01903)."
         )
     yield "## Data\n\n" + ("\n\n".join(_data(run) for run in trained) if trained else "Not known.")
     if bases := origins(lineage):
@@ -73,6 +73,12 @@ def _parent(parent: Mapping[str, Any]) -> str:
     return f"- {parent['role']}: `{parent['name']}`{where}; licence: {licence}"
 
 
+def _called(parent: Mapping[str, Any]) -> str:
+    """A run of ours by its name: all their checkpoints have the same."""
+    own = parent.get("lineage") or {}
+    return f"run `{own['name']}`" if "name" in own else f"`{parent['name']}`"
+
+
 def _settings(run: Mapping[str, Any]) -> str:
     how = run["training"]
     code = (run.get("code") or [{}])[-1]
@@ -80,14 +86,14 @@ def _settings(run: Mapping[str, Any]) -> str:
         f"{code['git_commit'][:12]}{' with changes' if code.get('git_changed') else ''}" if "git_commit" in code else ""
     )
     packages = code.get("packages") or {}
-    starts = [f"{parent['role']} of `{parent['name']}`" for parent in run.get("parents", [])]
+    starts = [f"{parent['role']} of {_called(parent)}" for parent in run.get("parents", [])]
     lines = {
         "started from": ", ".join(starts) or "random weights",
         "losses": ", ".join(f"{name} × {how['weights'].get(name, 1):g}" for name in how["losses"]),
         "adapted by": ", ".join(how["adapt"]) or "nothing",
         "trainable": f"{how['trainable'] / 1e6:.1f} of {how['parameters'] / 1e6:.1f} million parameters",
         "optimiser": f"{', '.join(how['optimizer'])}, lr {how['lr']:g}, weight decay {how['weight_decay']:g}",
-        "batch": f"{how['batch']}: {how['batch_per_rank']} a rank × {how['ranks']} × {how['accumulated']} accumulated",
+        "batch": f"{how['batch']} (ranks: {how['ranks']}, each {how['batch_per_rank']}, accumulated: {how['accumulated']})",
         "steps": f"{(run.get('seen') or {}).get('steps', 0):,} of {how['steps']:,}",
         "precision": how["precision"],
         "seed": how["seed"],

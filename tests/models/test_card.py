@@ -109,6 +109,7 @@ def test_a_chain_tells_of_every_run() -> None:
     newer = RUN | {"parents": [{"role": "weights", "name": "older.ckpt", "lineage": older}]}
     text = written(lineage=newer)
     assert "Run `tuned`:" in text and "Run `older`:" in text and "e" * 64 in text
+    assert "started from: weights of run `older`" in text
     # What the older run grew from is what all of it grew from.
     assert text.count("licence: mit") == 1 and "`older.ckpt` (" not in text
 
@@ -117,7 +118,7 @@ def test_a_blend_tells_of_both_ends() -> None:
     ends = {"base": {"name": "org/base", "hub": "org/base", "licence": None, "lineage": None}}
     ends |= {"checkpoint": {"name": "last.ckpt", "hub": None, "licence": None, "lineage": RUN}}
     text = written(lineage={"blend": {"alpha": 0.5, **ends}})
-    assert "from `org/base` (0) to `last.ckpt` (1), at 0.5" in text
+    assert "from `org/base` (0) to run `tuned` (1), at 0.5" in text
     assert text.count("Run `tuned`:") == 1
     assert ModelCard(text).data.to_dict()["base_model"] == ["org/base"]
 
