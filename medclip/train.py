@@ -72,7 +72,7 @@ def forget_run(folder: Path) -> None:
     """
     for pattern in (
         *("checkpoints/last.ckpt", "checkpoints/best.ckpt", "reconstructions/*.png"),
-        *("metrics.csv", "skipped.jsonl", "stream-*.jsonl", "wandb_id"),
+        *("metrics.csv", "skipped.jsonl", "stream-*.jsonl", "wandb_id", "lineage.json"),
     ):
         for path in folder.glob(pattern):
             path.unlink()

@@ -93,7 +93,7 @@ def _settings(run: Mapping[str, Any]) -> str:
         "adapted by": ", ".join(how["adapt"]) or "nothing",
         "trainable": f"{how['trainable'] / 1e6:.1f} of {how['parameters'] / 1e6:.1f} million parameters",
         "optimiser": f"{', '.join(how['optimizer'])}, lr {how['lr']:g}, weight decay {how['weight_decay']:g}",
-        "batch": f"{how['batch']} (ranks: {how['ranks']}, each {how['batch_per_rank']}, accumulated: {how['accumulated']})",
+        "batch": f"{how['batch']}; ranks: {how['ranks']}, batches accumulated: {how['accumulated']}",
         "steps": f"{(run.get('seen') or {}).get('steps', 0):,} of {how['steps']:,}",
         "precision": how["precision"],
         "seed": how["seed"],
