@@ -44,7 +44,7 @@ def medclip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         (["+optim.foo=1"], "optim cannot be built: adamw() got an unexpected keyword argument 'foo'"),
         (["optim.lr=much"], "optim cannot be built"),
         (["optim._target_=medclip.optim.adamax"], "task.optimizer cannot be built"),
-        (["+model.foo=1"], "task.model cannot be built: load_clip() got an unexpected keyword argument 'foo'"),
+        (["+model.foo=1"], "task.model.model cannot be built: load_clip() got an unexpected keyword argument 'foo'"),
         (["data.batch_size=many"], "data.batch_size is 'many'"),
         (["trainer.precision=bf17"], "trainer cannot be built: Precision 'bf17' is invalid"),
         (["+trainer.limit_train_batches=-3"], "see trainer in"),  # what Lightning calls a misconfiguration
