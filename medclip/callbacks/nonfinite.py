@@ -89,7 +89,9 @@ class NonFiniteGuard(pl.Callback):
             self._pending = _send(flag, trainer.global_step, self._batch)
         self._begin()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         pl_module.log("train/skipped_steps", float(self.skipped), batch_size=1)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
