@@ -15,8 +15,6 @@ import copy
 import io
 import json
 import math
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +34,7 @@ from medclip.evaluate import build_evals, check_evals, pick_device
 from medclip.models.any import load_any
 from medclip.models.build import differing_keys
 from medclip.models.clip import Clip
-from medclip.models.folder import refuse_nonempty, write_folder
+from medclip.models.folder import placed, refuse_nonempty, write_folder
 from medclip.models.hub import check_access, push_folder, repository
 from medclip.models.lineage import describe, read_lineage, write_lineage
 from medclip.models.mae import Mae, load_mae, mae_from, save_mae
@@ -184,24 +182,15 @@ def _write_mae(folder: Path, cfg: DictConfig, results: Results) -> None:
     if results.records:
         raise UserError("a masked autoencoder has no results: leave results= out")
     mae = _read_mae(str(cfg.checkpoint))
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    onnx = None
-    try:
-        part.mkdir(parents=True)
+    with placed(folder) as part:
         save_mae(mae, part / "mae.pth")
         again = mae_from(mae.description)
         load_mae(again, part / "mae.pth")
         written = again.state_dict()
         if not all(torch.equal(value, written[key]) for key, value in mae.state_dict().items()):
             raise RuntimeError(f"{part} reads back as another model than was written")
-        if cfg.onnx:
-            onnx = write_onnx(mae, part, opset=cfg.opset)
+        onnx = write_onnx(mae, part, opset=cfg.opset) if cfg.onnx else None
         write_lineage(shareable(read_lineage(str(cfg.checkpoint))), part)
-        part.replace(folder)
-    except OSError as error:
-        raise UserError(f"cannot write {folder} ({error.strerror or error}): choose another output=") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     fed = mae.preprocess
     _say(
         f"{folder / 'mae.pth'}: read back, the same{_of_onnx(onnx)}. Its images have mean {list(fed.mean)} and std "

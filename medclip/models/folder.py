@@ -19,6 +19,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,19 +75,14 @@ def write_folder(clip: Clip, folder: Path, *, opset: int | None = None, **about:
     about.setdefault("notes", f"Grown from {clip.description['origin']}.")
     told = About(**about)
     folder = folder.resolve()
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        part.mkdir(parents=True)
+    with placed(folder) as part:
         state = {key: value.detach().contiguous() for key, value in clip.net.state_dict().items()}
         save_file(state, part / WEIGHTS[0], metadata={"format": "pt"})
         write_files(clip.description.get("files") or {}, part)
         _write_config(clip, part, at=part)
         difference = _verify(clip, part)
         _write_config(clip, part, at=folder)
-        onnx = None
-        if opset is not None:
-            (part / "onnx").mkdir()
-            onnx = write_onnx(clip, part / "onnx", opset=opset)
+        onnx = None if opset is None else write_onnx(clip, part / "onnx", opset=opset)
         write_lineage(told.lineage, part)
         text = card(
             told,
@@ -97,12 +94,25 @@ def write_folder(clip: Clip, folder: Path, *, opset: int | None = None, **about:
             scores="cosines of image and text",
         )
         (part / "README.md").write_text(text, encoding="utf-8")
+    return Written(difference, onnx)
+
+
+@contextmanager
+def placed(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to write into, moved to its place at the end; of one that fails nothing is left.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        part.mkdir(parents=True)
+        yield part
         part.replace(folder)
     except OSError as error:
         raise UserError(f"cannot write {folder} ({error.strerror or error}): choose another output=") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return Written(difference, onnx)
 
 
 def refuse_nonempty(folder: Path) -> None:

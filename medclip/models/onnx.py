@@ -54,11 +54,11 @@ class _Call(nn.Module):
 
 
 def write_onnx(model: Clip | Classifier | Mae, folder: Path, *, opset: int = OPSETS[0]) -> float:
-    """Write `model` (float32, on the CPU) as ONNX files into `folder`, which exists; prove them.
+    """Write `model` (float32, on the CPU) as ONNX files into `folder`; prove them.
 
     Args:
         model: what is written.
-        folder: where to.
+        folder: where to; made where it does not exist.
         opset: version of ONNX's operators.
 
     Returns:
@@ -69,6 +69,7 @@ def write_onnx(model: Clip | Classifier | Mae, folder: Path, *, opset: int = OPS
         RuntimeError: onnxruntime computes something else than the model.
     """
     check_onnx(opset)
+    folder.mkdir(exist_ok=True)
     training = model.training
     model.eval()
     try:

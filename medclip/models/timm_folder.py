@@ -8,8 +8,6 @@ README.md, lineage.json, onnx/   as of a CLIP, see `medclip.models.folder`
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,10 @@ import torch
 from safetensors.torch import save_file
 
 from medclip.models.card import About, card
-from medclip.models.folder import Written, refuse_nonempty
+from medclip.models.folder import Written, placed, refuse_nonempty
 from medclip.models.lineage import write_lineage
 from medclip.models.onnx import check_onnx, write_onnx
 from medclip.models.vit import Classifier
-from medclip.types import UserError
 
 _TOLERANCE = 1e-5  # of a logit
 # timm's names for a ViT whose norms have this eps; all else of it is said in `model_args`.
@@ -48,17 +45,12 @@ def write_timm(model: Classifier, folder: Path, *, opset: int | None = None, **a
         check_onnx(opset)
     told = About(**about)
     folder = folder.resolve()
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        part.mkdir(parents=True)
+    with placed(folder) as part:
         state = {key: value.detach().contiguous() for key, value in model.net.state_dict().items()}
         save_file(state, part / "model.safetensors", metadata={"format": "pt"})
         (part / "config.json").write_text(json.dumps(_config(model), indent=2), encoding="utf-8")
         difference = _verify(model, part)
-        onnx = None
-        if opset is not None:
-            (part / "onnx").mkdir()
-            onnx = write_onnx(model, part / "onnx", opset=opset)
+        onnx = None if opset is None else write_onnx(model, part / "onnx", opset=opset)
         write_lineage(told.lineage, part)
         text = card(
             told,
@@ -70,11 +62,6 @@ def write_timm(model: Classifier, folder: Path, *, opset: int | None = None, **a
             scores="logits",
         )
         (part / "README.md").write_text(text, encoding="utf-8")
-        part.replace(folder)
-    except OSError as error:
-        raise UserError(f"cannot write {folder} ({error.strerror or error}): choose another output=") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return Written(difference, onnx)
 
 
