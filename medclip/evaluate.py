@@ -21,11 +21,11 @@ from medclip.config import atomic_write, build, output_folder, verb
 from medclip.evals.bootstrap import Bootstrap
 from medclip.evals.card import KEYS, Card
 from medclip.evals.console import headline_table, progress
-from medclip.evals.records import records
+from medclip.evals.records import records, suites_json
 from medclip.evals.report import write_report
 from medclip.evals.result import EvalData, Evaluation, Role
 from medclip.evals.run import Report, evaluate_checkpoint, make_report
-from medclip.evals.suite import Suite, suite_lines, suites_json
+from medclip.evals.suite import Suite, suite_lines
 from medclip.types import UserError
 
 

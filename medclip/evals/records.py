@@ -1,14 +1,16 @@
-"""`results.json`: CLIP_benchmark's records (dataset, model, pretrained, task, metrics, language), and what they lack.
+"""`results.json` and `suites.json`; NaN is written as null.
 
+The first holds CLIP_benchmark's records (dataset, model, pretrained, task, metrics, language), and what they lack.
 Added keys: role, domain, source, samples, groups, intervals, chance, undefined, skipped, comparison to the base,
 per-class and per-prompt tables, operating points, and how it was made. `balanced accuracy` is CLIP_benchmark's
-`mean_per_class_recall`. NaN is written as null.
+`mean_per_class_recall`.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -22,6 +24,7 @@ from medclip.evals.result import (
     RetrievalDetails,
 )
 from medclip.evals.run import Report
+from medclip.evals.suite import SuiteResult
 
 
 def records(report: Report) -> list[dict[str, Any]]:
@@ -35,7 +38,12 @@ def records(report: Report) -> list[dict[str, Any]]:
 
 def to_json(report: Report) -> str:
     """The text of `results.json`."""
-    return json.dumps(_plain(records(report)), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return _json(records(report))
+
+
+def suites_json(suites: Mapping[str, SuiteResult]) -> str:
+    """The text of `suites.json`."""
+    return _json({name: asdict(own) for name, own in suites.items()})
 
 
 def _record(report: Report, comparison: Comparison, model: str, result: Result) -> dict[str, Any]:
@@ -117,6 +125,10 @@ def _class_record(own: ClassReport, rows: list[MetricRow], model: str) -> dict[s
         "reliability": [asdict(b) for b in own.reliability],
         "operating_points": [asdict(p) | {name: getattr(p, name) for name in ratios} for p in own.operating_points],
     }
+
+
+def _json(value: Any) -> str:
+    return json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:

@@ -12,11 +12,9 @@ for every checkpoint; so the difference to the base stays paired.
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
@@ -155,11 +153,6 @@ def _mean(scores: Mapping[str, Mapping[str, _Score]], settings: Bootstrap) -> Me
     )
 
 
-def suites_json(suites: Mapping[str, SuiteResult]) -> str:
-    """The text of `suites.json`; NaN is written as null."""
-    return json.dumps(_plain({name: asdict(own) for name, own in suites.items()}), indent=1, ensure_ascii=False) + "\n"
-
-
 def suite_lines(suite: SuiteResult) -> str:
     """What the terminal shows of a suite: a line an average and checkpoint."""
     title = f"suite {suite.name}: mean of {len(suite.present)} tasks"
@@ -174,11 +167,3 @@ def suite_lines(suite: SuiteResult) -> str:
             said = "" if change is None else f"  {change.value:+.3f}, {change.verdict}"
             lines.append(f"  {name} ({len(mean.tasks)})  {model}  {own.value:.3f}{interval}{said}")
     return "\n".join(lines)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and value != value else value
