@@ -35,6 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medclip.config import CONF, atomic_write
 from medclip.evaluate import evaluate, pick_device
+from medclip.models.attention import plain_attention
 from medclip.models.clip import Clip
 from medclip.models.lineage import read_lineage
 from medclip.models.load import load_clip
@@ -76,13 +77,8 @@ def tower_name(model_cfg: Mapping[str, Any]) -> str:
 def macs(clip: Clip) -> int:
     """Multiply-adds of one image through the image tower."""
     image = torch.zeros((1, 3, *clip.preprocess.size), device=clip.device, dtype=clip.logit_scale.dtype)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # fused attention is not counted
-    try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            clip.net.encode_image(image)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with plain_attention(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        clip.net.encode_image(image)
     return counter.get_total_flops() // 2
 
 

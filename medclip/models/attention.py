@@ -6,6 +6,9 @@ MAE step in float32, but in bfloat16 the explicit product and softmax are (scrip
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -31,6 +34,21 @@ def attend(
     if use_fused(q.device, q.dtype):
         return F.scaled_dot_product_attention(q, k, v)
     return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1) @ v
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Within it, without gradients, torch's own layers compute attention step by step.
+
+    Their fused path has no counterpart in ONNX, and no count of operations.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def choose_path(net: nn.Module, x: Tensor) -> None:

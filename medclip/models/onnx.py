@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medclip.models.attention import plain_attention
 from medclip.models.bpe import bpe_tokenizer
 from medclip.models.clip import Clip
 from medclip.models.hf import HF_FILES, write_files
@@ -169,7 +170,7 @@ def _write_tokenizer(clip: Clip, folder: Path) -> dict[str, Any]:
 
 
 def _write_one(module: nn.Module, path: Path, name: str, output: str, examples: Tensor, opset: int) -> float:
-    with _plain_attention(), _silence():
+    with plain_attention(), _silence():
         program = torch.onnx.export(
             module,
             (examples[:2],),  # not 1, which would be taken for a constant
@@ -201,18 +202,6 @@ def _compare(module: nn.Module, path: Path, name: str, output: str, examples: Te
             raise RuntimeError(f"onnxruntime computes another model from {path.name}: {output} differ by {found:.1e}")
         difference = max(difference, found)
     return difference
-
-
-@contextlib.contextmanager
-def _plain_attention() -> Iterator[None]:
-    """torch's fused multi-head attention has no counterpart in ONNX."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextlib.contextmanager
