@@ -32,9 +32,9 @@ def checkpointing(clip: Clip, image: bool = True, text: bool = True) -> Clip:
 
 def _image(net: OpenClip) -> None:
     visual = net.visual
+    if isinstance(visual, ModifiedResNet):
+        raise _cannot("image", visual)
     try:
-        if isinstance(visual, ModifiedResNet):
-            raise NotImplementedError("open_clip's ResNet")
         if isinstance(visual, TimmModel):
             visual.trunk.set_grad_checkpointing(True)  # type: ignore[operator]
         else:
