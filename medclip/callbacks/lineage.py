@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -29,7 +28,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from medclip.callbacks.provenance import revision, versions, without_secrets
+from medclip.callbacks.provenance import revision, versions, without_secrets, write_whole
 
 LICENCES = ("license", "licence", "article_license", "License", "Licence", "image_license", "license_name")
 
@@ -100,9 +99,8 @@ class Lineage(pl.Callback):
         self.seen = (epoch, position)
 
     def _write(self, trainer: pl.Trainer) -> None:
-        part = self.output / f".lineage.{os.getpid()}.part"
-        part.write_text(json.dumps(self._now(trainer), indent=1, ensure_ascii=False), encoding="utf-8")
-        part.replace(self.output / "lineage.json")
+        text = json.dumps(self._now(trainer), indent=1, ensure_ascii=False)
+        write_whole(self.output / "lineage.json", text)
 
     def _now(self, trainer: pl.Trainer) -> dict[str, Any]:
         """The lineage with what was seen by now."""

@@ -37,11 +37,16 @@ class Provenance(pl.Callback):
         config = self.output / "config.yaml"
         # Unresolved: `${oc.env:TOKEN}` stays what it says.
         loaded = OmegaConf.to_container(OmegaConf.load(config), resolve=False) if config.is_file() else {}
-        part = self.output / f".provenance.{os.getpid()}.part"
-        part.write_text(json.dumps(facts, indent=2))
-        part.replace(self.output / "provenance.json")
+        write_whole(self.output / "provenance.json", json.dumps(facts, indent=2))
         for logger in trainer.loggers:
             logger.log_hyperparams({"config": without_secrets(loaded), "provenance": facts})
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write `text` to `path`, all of it or none."""
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
 
 
 def revision(folder: Path) -> dict[str, Any]:
