@@ -255,12 +255,8 @@ def table_rows(
                 yield from _json_rows(frame.apply(lambda column: _typed(column, text=column.name in texts)))
             case _:
                 raise ValueError(f"unknown ending {ending!r}: use .csv, .tsv, .xlsx, .jsonl, .json or .parquet")
-    except (
-        OSError,
-        ValueError,
-        OverflowError,
-        zipfile.BadZipFile,
-    ) as error:  # pandas' and pyarrow's errors are ValueErrors
+    # pandas' and pyarrow's errors are ValueErrors.
+    except (OSError, ValueError, OverflowError, zipfile.BadZipFile) as error:
         raise UserError(f"cannot read table {path}: {str(error).strip()[:160]}") from error
 
 
