@@ -12,15 +12,13 @@ model card, and `push=` sends the folder to a hub.
 from __future__ import annotations
 
 import copy
-import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from matplotlib.figure import Figure
 from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 from rich.table import Table
@@ -28,8 +26,8 @@ from rich.table import Table
 from medclip.callbacks.lineage import shareable
 from medclip.config import atomic_write, build, job_folder, output_folder, verb
 from medclip.evals.console import progress
-from medclip.evals.result import LABELS
 from medclip.evals.run import evaluate_checkpoint
+from medclip.evals.wiseft import Sweep, best_alpha, draw
 from medclip.evaluate import build_evals, check_evals, pick_device
 from medclip.models.any import load_any
 from medclip.models.build import differing_keys
@@ -44,8 +42,6 @@ from medclip.models.vit import Classifier
 from medclip.models.weights import read_checkpoint
 from medclip.models.wiseft import blend
 from medclip.types import UserError
-
-Scores = dict[float, dict[str, float]]  # alpha -> "evaluation/metric" -> value
 
 
 class Results(NamedTuple):
@@ -258,9 +254,7 @@ def _sweep(base: Clip, clip: Clip, cfg: DictConfig) -> list[Path]:
     folder = output_folder(cfg)
     evals = build_evals(cfg)
     folders: dict[float, Path] = {}
-    scores: Scores = {}
-    headline: list[str] = []
-    lower: set[str] = set()
+    sweep = Sweep()
     with progress() as progress_of:
         for alpha in dict.fromkeys(float(a) for a in cfg.alpha):
             folders[alpha] = folder / f"alpha_{alpha:g}"
@@ -272,24 +266,16 @@ def _sweep(base: Clip, clip: Clip, cfg: DictConfig) -> list[Path]:
                 workers=cfg.workers,
                 on_progress=progress_of(f"alpha {alpha:g}"),
             )
-            headline = [f"{name}/{key}" for name, result in results.items() for key in result.headline]
-            lower |= {f"{name}/{key}" for name, result in results.items() for key in result.lower_is_better}
-            scores[alpha] = {f"{name}/{key}": value for name, r in results.items() for key, value in r.metrics.items()}
-            if cfg.metric and cfg.metric not in scores[alpha]:
-                raise UserError(f"metric={cfg.metric} is not measured: choose one of {', '.join(scores[alpha])}")
-    best = best_alpha(scores, cfg.metric, lower_is_better=cfg.metric in lower) if cfg.metric else None
-    _report(folder, scores, headline, best, cfg)
+            sweep.add(alpha, results)
+            if cfg.metric and cfg.metric not in sweep.scores[alpha]:
+                raise UserError(f"metric={cfg.metric} is not measured: choose one of {', '.join(sweep.scores[alpha])}")
+    lower = cfg.metric in sweep.lower_is_better
+    best = best_alpha(sweep.scores, cfg.metric, lower_is_better=lower) if cfg.metric else None
+    _report(folder, sweep, best, cfg)
     return list(folders.values())
 
 
-def best_alpha(scores: Scores, metric: str, *, lower_is_better: bool = False) -> float | None:
-    """The alpha with the best `metric`; of equals the smallest, which forgets least. None where it is undefined."""
-    sign = -1 if lower_is_better else 1
-    defined = [alpha for alpha in sorted(scores) if not math.isnan(scores[alpha][metric])]
-    return max(defined, key=lambda alpha: sign * scores[alpha][metric], default=None)
-
-
-def _report(folder: Path, scores: Scores, headline: Sequence[str], best: float | None, cfg: DictConfig) -> None:
+def _report(folder: Path, sweep: Sweep, best: float | None, cfg: DictConfig) -> None:
     content = {
         "base": str(cfg.base),
         "checkpoint": str(cfg.checkpoint),
@@ -297,16 +283,17 @@ def _report(folder: Path, scores: Scores, headline: Sequence[str], best: float |
         "best": None if best is None else {"alpha": best, "folder": f"alpha_{best:g}"},
         "alphas": [
             {"alpha": alpha, "folder": f"alpha_{alpha:g}", "metrics": _finite(values)}
-            for alpha, values in scores.items()
+            for alpha, values in sweep.scores.items()
         ],
+        "tradeoff": [_finite(point._asdict()) for point in sweep.tradeoff()],
     }
     atomic_write(folder / "wiseft.json", json.dumps(content, indent=2, allow_nan=False))
-    if not headline:
+    if not sweep.roles:
         return
-    _plot(folder / "wiseft.png", scores, headline)
-    table = Table("alpha", *headline, title="WiSE-FT: 0 is the base, 1 the checkpoint")
-    for alpha, values in scores.items():
-        cells = [f"{values[key]:.3f}" for key in headline]
+    atomic_write(folder / "wiseft.png", draw(sweep))
+    table = Table("alpha", *sweep.roles, title="WiSE-FT: 0 is the base, 1 the checkpoint")
+    for alpha, values in sweep.scores.items():
+        cells = [f"{values[key]:.3f}" for key in sweep.roles]
         table.add_row(f"{alpha:g}" + (" (best)" if alpha == best else ""), *cells)
     Console().print(table)
     if best is not None:
@@ -315,20 +302,6 @@ def _report(folder: Path, scores: Scores, headline: Sequence[str], best: float |
 
 def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
     return {key: None if math.isnan(value) else value for key, value in values.items()}
-
-
-def _plot(path: Path, scores: Scores, headline: Sequence[str]) -> None:
-    """One panel a headline metric, over alpha."""
-    figure = Figure(figsize=(3.6 * len(headline), 3.0), layout="constrained")
-    alphas = sorted(scores)
-    for axis, key in zip(figure.subplots(1, len(headline), squeeze=False)[0], headline, strict=True):
-        evaluation, metric = key.split("/", 1)
-        axis.plot(alphas, [scores[alpha][key] for alpha in alphas], "o-", color="#3b6ea5")
-        axis.set(title=evaluation, ylabel=LABELS.get(metric, metric), xlabel="alpha (0 base, 1 checkpoint)")
-        axis.grid(alpha=0.3)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    atomic_write(path, content.getvalue())
 
 
 main = verb("export")(export)

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 
 from medclip.config import CONF
-from medclip.export import best_alpha, export, main
+from medclip.export import export, main
 from medclip.models.clip import Clip
 from medclip.models.load import load_clip
 from medclip.models.mae import build_mae
@@ -43,7 +43,8 @@ class ToyEvaluation:
         with torch.no_grad():
             value = float(clip.encode_text(clip.tokenizer(["a nodule"]))[0, 0])
         metrics = {"acc1": value, "auroc": float("nan")}
-        return SimpleNamespace(metrics=metrics, headline=("acc1", "auroc"), lower_is_better=frozenset())
+        headline = ("acc1", "auroc")
+        return SimpleNamespace(metrics=metrics, headline=headline, role="domain", lower_is_better=frozenset())
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,7 @@ def test_scored_sweep(checkpoints: tuple[Path, Path], tmp_path: Path):
         assert values[float(folder.name.removeprefix("alpha_"))] == pytest.approx(value, abs=1e-6)
     assert found["best"]["alpha"] == max(values, key=lambda alpha: values[alpha])
     assert found["alphas"][0]["metrics"]["toy/auroc"] is None
+    assert found["tradeoff"] == []  # nothing is to be retained here
     assert (tmp_path / "sweep" / "wiseft.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -189,18 +191,6 @@ def test_onnx_beside_the_weights_and_to_a_hub(
 def test_nothing_is_pushed_unasked(checkpoints: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("medclip.models.hub.HfApi", lambda: pytest.fail("asked a hub"))
     export(config(f"checkpoint={checkpoints[1]}", f"output={tmp_path / 'model'}"))
-
-
-def test_best_alpha():
-    def scores(*values: float) -> dict[float, dict[str, float]]:
-        return {i / 2: {"r/acc1": v, "r/text_retrieval_median_rank": v} for i, v in enumerate(values)}
-
-    nan = float("nan")
-    assert best_alpha(scores(0.1, 0.3, 0.2), "r/acc1") == 0.5
-    assert best_alpha(scores(3, 2, 1), "r/text_retrieval_median_rank", lower_is_better=True) == 1.0
-    assert best_alpha(scores(0.1, 0.3, 0.3), "r/acc1") == 0.5  # of equals the one nearer to the base
-    assert best_alpha(scores(nan, 0.1, nan), "r/acc1") == 0.5
-    assert best_alpha(scores(nan, nan, nan), "r/acc1") is None
 
 
 @pytest.mark.parametrize(
