@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import expit
 
-from medclip.evals.multilabel_metrics import equal_mass_bins
+from medclip.evals.calibration import Bin, equal_mass_bins, filled_bins
 
 DRAWN_BINS = 10
 MOST_POINTS = 80  # of a drawn ROC curve
@@ -49,15 +49,6 @@ class OperatingPoint:
     @property
     def npv(self) -> float:
         return _share(self.tn, self.tn + self.fn)
-
-
-@dataclass(frozen=True)
-class Reliability:
-    """One bin of a reliability diagram: mean predicted probability, share of positives, samples."""
-
-    predicted: float
-    observed: float
-    count: int
 
 
 def sweep(
@@ -118,14 +109,11 @@ def roc_curve(
     return list(zip(x.tolist(), y.tolist(), strict=True))
 
 
-def reliability(scores: Float[np.ndarray, " n"], labels: Float[np.ndarray, " n"]) -> list[Reliability]:
+def reliability(scores: Float[np.ndarray, " n"], labels: Float[np.ndarray, " n"]) -> list[Bin]:
     """Bins of equal mass, lowest probability first."""
     known = ~np.isnan(labels)
-    predicted, truth = expit(scores[known]), labels[known]
-    place = equal_mass_bins(predicted, DRAWN_BINS)
-    count = np.bincount(place, minlength=DRAWN_BINS)
-    sums = [np.bincount(place, weights=values, minlength=DRAWN_BINS) for values in (predicted, truth)]
-    return [Reliability(float(sums[0][b] / n), float(sums[1][b] / n), int(n)) for b, n in enumerate(count) if n]
+    predicted = expit(scores[known])
+    return filled_bins(predicted, labels[known], equal_mass_bins(predicted, DRAWN_BINS))
 
 
 def _share(part: int, whole: int) -> float:

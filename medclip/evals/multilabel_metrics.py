@@ -7,9 +7,9 @@ leave both positives and negatives, else NaN: it is then left out of a mean and 
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-BINS = 15  # Guo et al. 2017, arXiv 1706.04599; by mass here
+from medclip.evals.calibration import BINS, equal_mass_bins, expected_error
 
 
 def ranking(
@@ -56,12 +56,6 @@ def brier(
     return _ratio(weights @ np.where(known, (probability - labels) ** 2, 0.0), total, total > 0)
 
 
-def equal_mass_bins(probability: Float[np.ndarray, " n"], bins: int = BINS) -> Int[np.ndarray, " n"]:
-    """Bin of each sample, 0..bins-1: as many samples in each as ties allow, equal probabilities in the same bin."""
-    rank = np.searchsorted(np.sort(probability), probability, side="left")
-    return rank * bins // max(len(probability), 1)
-
-
 def calibration_error(probability: Float[np.ndarray, " n"], labels: Float[np.ndarray, " n"], bins: int = BINS) -> float:
     """Expected calibration error over bins of equal mass: the mean of |predicted - observed|, weighted by the bins.
 
@@ -69,10 +63,7 @@ def calibration_error(probability: Float[np.ndarray, " n"], labels: Float[np.nda
     """
     known = ~np.isnan(labels)
     probability, labels = probability[known], labels[known]
-    if not len(probability):
-        return float("nan")
-    gaps = np.bincount(equal_mass_bins(probability, bins), weights=probability - labels)
-    return float(np.abs(gaps).sum() / len(probability))
+    return expected_error(probability, labels, equal_mass_bins(probability, bins))
 
 
 def _ratio(top: np.ndarray, bottom: np.ndarray, defined: np.ndarray) -> np.ndarray:

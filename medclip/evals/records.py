@@ -100,6 +100,8 @@ def _record(report: Report, comparison: Comparison, model: str, result: Result) 
         record["images"] = details.images
         record["captions"] = details.captions
         record["distinct_captions"] = details.distinct_captions
+    if result.reliability is not None:
+        record["reliability"] = asdict(result.reliability)
     record["made"] = {"created": report.created, "bootstrap": asdict(report.settings), "versions": report.versions}
     return record
 

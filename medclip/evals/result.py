@@ -9,7 +9,8 @@ from typing import Literal, Protocol
 import numpy as np
 from jaxtyping import Float
 
-from medclip.evals.multilabel_curves import OperatingPoint, Reliability
+from medclip.evals.calibration import Bin, Reliability
+from medclip.evals.multilabel_curves import OperatingPoint
 from medclip.types import Batch, DualEncoder, Preprocess
 
 Role = Literal["domain", "retention"]
@@ -188,7 +189,7 @@ class ClassReport:
     calibration_error: float
     brier: float
     roc: list[tuple[float, float]] = field(default_factory=list)  # false-positive rate, sensitivity
-    reliability: list[Reliability] = field(default_factory=list)
+    reliability: list[Bin] = field(default_factory=list)
     operating_points: list[OperatingPoint] = field(default_factory=list)
     gallery: list[Finding] = field(default_factory=list)
 
@@ -221,6 +222,7 @@ class Result:
     undefined: dict[str, list[str]] = field(default_factory=dict)  # metric -> classes left out of its average
     domain: str = ""  # pathology, radiology…: what averages over tasks are taken by
     source: str = ""  # "confirmed" where the set's classes and split were read at the source, else "unconfirmed"
+    reliability: Reliability | None = None  # of a classification into classes that exclude each other
 
     @property
     def metrics(self) -> dict[str, float]:

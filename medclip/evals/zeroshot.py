@@ -1,7 +1,8 @@
 """Zero-shot classification: accuracy and its relatives, with the spread over prompts.
 
 The predicted class is the one whose prompt ensemble is most similar to the image; AUROC orders samples by the odds of
-a class's softmax probability at CLIP's usual temperature (logits = 100 x cosine).
+a class's softmax probability at CLIP's usual temperature (logits = 100 x cosine). Calibration is that of the model's
+own temperature, which it learnt for pairs of image and caption, where it has one.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import torch
 from jaxtyping import Float, Int
 
 from medclip.evals import metrics as m
+from medclip.evals.calibration import probabilities, reliability
 from medclip.evals.collect import Collected, collect, spread_evenly
 from medclip.evals.result import Advance, ClassificationDetails, EvalData, Example, PromptScore, Result, Role
-from medclip.infer.zeroshot import by_template, ensemble, fill, prompt_features
+from medclip.infer.zeroshot import LOGIT_SCALE, by_template, ensemble, fill, own_logit_scale, prompt_features
 from medclip.types import DualEncoder, UserError
 
-LOGIT_SCALE = 100.0  # what OpenAI's and most open_clip models end at
 EXAMPLES = 12
 
 
@@ -102,6 +103,7 @@ class ZeroShotClassification:
         outcomes = ClassificationOutcomes(found.keys, found.groups, labels, logits)
         alone = LOGIT_SCALE * (features @ by_template(prompts).double().mT).numpy()  # (t, n, c)
 
+        temperature = own_logit_scale(clip)
         ones = np.ones((1, len(labels)))
         table = m.confusion(labels, logits.argmax(axis=1), len(classes), ones)
         recall, f1 = m.class_recall(table)[0], m.class_f1(table)[0]
@@ -130,6 +132,7 @@ class ZeroShotClassification:
             chance=even | ({"acc5": 5 / count} if count > 5 else {}),
             skipped=found.skipped,
             undefined={k: left for k, v in per_class.items() if (left := m.undefined(v, names))},
+            reliability=reliability(probabilities(logits * (temperature / LOGIT_SCALE)), labels, temperature),
         )
 
     def _match(self, labels: Sequence[str]) -> dict[str, list[str]]:

@@ -30,6 +30,11 @@ class Remembering:
     def device(self) -> torch.device:
         return self.encoder.device
 
+    @property
+    def logit_scale(self) -> Tensor | None:
+        """The encoder's own, in log space; None where it has none."""
+        return getattr(self.encoder, "logit_scale", None)
+
     def encode_image(self, image: Tensor) -> Tensor:
         """(b, 3, h, w) -> unit-norm (b, d)."""
         return self._recall(image, self._images, self.encoder.encode_image)

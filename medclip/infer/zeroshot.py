@@ -16,6 +16,13 @@ from torch import Tensor
 from medclip.types import DualEncoder, UserError
 
 TEXT_BATCH = 256
+LOGIT_SCALE = 100.0  # what OpenAI's and most open_clip models end at
+
+
+def own_logit_scale(encoder: DualEncoder) -> float:
+    """What the model multiplies cosines by, exp of its `logit_scale`; 100 where it has none."""
+    scale = getattr(encoder, "logit_scale", None)
+    return LOGIT_SCALE if scale is None else float(scale.detach().double().exp())
 
 
 def fill(template: str, name: str) -> str:

@@ -9,8 +9,9 @@ import pytest
 import sklearn.metrics as sk
 import torch
 from PIL import Image
-from scipy.special import logsumexp
+from scipy.special import logsumexp, softmax
 
+from medclip.evals.calibration import reliability
 from medclip.evals.result import ClassificationDetails, RetrievalDetails
 from medclip.evals.retrieval import Retrieval, RetrievalOutcomes
 from medclip.evals.run import evaluate_checkpoint
@@ -144,3 +145,17 @@ def test_evaluations_of_one_checkpoint_share_embeddings() -> None:
     assert seen[0] == ("zero", 0, 36) and seen[-1] == ("retrieval", 36, 36)
     alone = Retrieval(ColourSet(), name="retrieval")(ColourClip(), batch_size=5)
     assert results["retrieval"].metrics == alone.metrics
+
+
+def test_calibration_is_at_the_models_own_temperature() -> None:
+    clip = ColourClip(0.35)
+    usual = zero_shot(ColourSet(patients=30))(clip, batch_size=16)
+    outcomes = usual.outcomes
+    assert isinstance(outcomes, ClassificationOutcomes) and usual.reliability is not None
+    assert usual.reliability == reliability(softmax(outcomes.logits, axis=1), outcomes.labels, 100.0)
+    clip.logit_scale = torch.tensor(10.0).log()  # pyright: ignore[reportAttributeAccessIssue]
+    own = evaluate_checkpoint(clip, {"own": zero_shot(ColourSet(patients=30))}, batch_size=16)["own"]
+    assert own.metrics == usual.metrics  # none of which depends on it
+    assert own.reliability is not None and own.reliability.temperature == pytest.approx(10)
+    want = np.mean(softmax(outcomes.logits / 10, axis=1).max(axis=1))
+    assert own.reliability.confidence == pytest.approx(want, abs=1e-6) and want < usual.reliability.confidence

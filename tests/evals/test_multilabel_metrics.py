@@ -8,8 +8,9 @@ import sklearn.metrics as sk
 from sklearn.calibration import calibration_curve
 
 from medclip.evals.bootstrap import group_weights
+from medclip.evals.calibration import BINS, equal_mass_bins
 from medclip.evals.metrics import auroc
-from medclip.evals.multilabel_metrics import BINS, brier, calibration_error, equal_mass_bins, ranking
+from medclip.evals.multilabel_metrics import brier, calibration_error, ranking
 
 
 def sample(n: int = 400, decimals: int = 1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
