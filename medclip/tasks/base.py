@@ -16,6 +16,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from medclip.types import Batch, UserError
 
@@ -103,12 +104,12 @@ class Task(pl.LightningModule):
         # Lightning refuses to clip for a fused optimiser under any mixed precision. Where no scaler is at work (bf16),
         # the gradients are what they seem.
         if gradient_clip_val and self.trainer.scaler is None and gradient_clip_algorithm != "value":
-            self.log("train/grad_norm", nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val))
+            self.log("train/grad_norm", _whole(nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)))
             return
         every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
         if every and (self.global_step + 1) % every == 0:  # a pass over all gradients, only where it will be seen
             grads = [p.grad for p in self.parameters() if p.grad is not None]
-            self.log("train/grad_norm", nn.utils.get_total_norm(grads))
+            self.log("train/grad_norm", _whole(nn.utils.get_total_norm(grads)))
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -131,6 +132,11 @@ class Task(pl.LightningModule):
 def real_rows(batch: Batch) -> int:
     """Rows that hold a sample; the rest is padding."""
     return len(batch["key"])  # pyright: ignore[reportTypedDictNotRequiredAccess]
+
+
+def _whole(norm: Tensor) -> Tensor:
+    """Over all ranks, where each holds a part of the gradients (FSDP)."""
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def _without_origin(description: Any) -> Any:
