@@ -1,71 +1,88 @@
-"""`report.html` (one file that needs nothing else), `results.json` and tables of predictions, from a `Report`."""
+"""`report.html`, pages of tasks, `results.json` and tables of predictions, from a `Report`.
+
+With up to `ONE_FILE` evaluations the report is one file that needs nothing else; with more, `report.html` holds all
+results side by side and each evaluation has a page of its own in `tasks/`, so that the first one stays small.
+"""
 
 from __future__ import annotations
 
-import math
 import os
 import re
-import statistics
-from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from medclip.evals.bootstrap import Estimate
 from medclip.evals.compare import Comparison, MetricRow
 from medclip.evals.predictions import predictions
 from medclip.evals.records import to_json
-from medclip.evals.result import LABELS, PromptScore
+from medclip.evals.report_pages import ROLES, environment
 from medclip.evals.run import Report
 
-ROLES = (
-    ("domain", "Gain: the domain", "What the adaptation was for: a gain is hoped for here."),
-    ("retention", "Forgetting: what it knew before", "General tasks the base could do: a loss here is forgetting."),
-)
-TASKS = {
-    "zeroshot_classification": "Zero-shot classification",
-    "zeroshot_retrieval": "Image↔text retrieval",
-    "multilabel_classification": "Multi-label classification",
-}
+ONE_FILE = 6  # evaluations
+NAMED = 5  # changes that a sentence of the summary names
+_WORDS = (("gain", "better"), ("loss", "worse"))
 
 
 def write_report(report: Report, folder: Path) -> Path:
-    """Write `results.json`, `report.html` and what `predictions` gives into `folder`; return the page's path."""
+    """Write `results.json`, the pages and what `predictions` gives into `folder`; return the first page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "results.json", to_json(report))
     for name, table in predictions(report):
         _write(folder / name, table)
-    return _write(folder / "report.html", render(report))
+    written = {_write(folder / name, text) for name, text in pages(report)}
+    for old in (folder / "tasks").glob("*.html"):  # of an earlier report with other evaluations
+        if old not in written:
+            old.unlink()
+    return folder / "report.html"
+
+
+def pages(report: Report) -> Iterator[tuple[str, str]]:
+    """(file name, text) of each page, the first one last: who finds it finds where it leads."""
+    if len(report.comparisons) <= ONE_FILE:
+        yield "report.html", render(report)
+        return
+    slugs = unique_slugs(report.comparisons)
+    names = list(report.comparisons)
+    template = environment(report, lambda name: f"{slugs[name]}.html", slugs).get_template("report_task.html.j2")
+    for place, name in enumerate(names):
+        before, after = names[place - 1] if place else None, names[place + 1] if place + 1 < len(names) else None
+        text = template.render(comparison=report.comparisons[name], before=before, after=after)
+        yield f"tasks/{slugs[name]}.html", text
+    template = environment(report, lambda name: f"tasks/{slugs[name]}.html", slugs).get_template("report.html.j2")
+    yield "report.html", template.render(summary=summary(report), tallies=tallies(report), whole=False)
 
 
 def render(report: Report) -> str:
-    """The page as text. Captions and names are escaped; images are data URIs; there is no script."""
-    environment = Environment(
-        loader=PackageLoader("medclip.evals", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters.update(
-        b64=lambda data: b64encode(data).decode(),
-        num=_number,
-        signed=_signed,
-        bounds=_bounds,
-        pvalue=lambda p: "" if p != p else ("p < 0.01" if p < 0.01 else f"p = {p:.2f}"),
-        x=lambda value: round(4 + 192 * min(max(value, 0.0), 1.0), 1),
-        anchor=lambda comparison: "eval-" + re.sub(r"[^A-Za-z0-9_-]+", "-", comparison.name),
-        spread=_spread,
-        points=_points,
-        mean_of=lambda values, places: statistics.fmean(values[i] for i in places) if places else math.nan,
-        bin_points=lambda bins: _points((b.predicted, b.observed) for b in bins),
-    )
-    return environment.get_template("report.html.j2").render(
-        report=report,
-        others=list(report.checkpoints)[1:],
-        roles=ROLES,
-        labels=LABELS,
-        tasks=TASKS,
-        summary=summary(report),
-    )
+    """Everything as one page. Captions and names are escaped; images are data URIs; there is no script."""
+    slugs = unique_slugs(report.comparisons)
+    template = environment(report, lambda name: f"#eval-{slugs[name]}", slugs).get_template("report.html.j2")
+    return template.render(summary=summary(report), tallies=tallies(report), whole=True)
+
+
+def unique_slugs(names: Iterable[str]) -> dict[str, str]:
+    """A name for files and anchors of each evaluation; no two are equal, not even where case is not told apart."""
+    slugs: dict[str, str] = {}
+    for name in names:
+        plain = slug = re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:80] or "-"
+        number = 1
+        while slug.lower() in {taken.lower() for taken in slugs.values()}:
+            number += 1
+            slug = f"{plain}-{number}"
+        slugs[name] = slug
+    return slugs
+
+
+def tallies(report: Report) -> dict[str, dict[str, tuple[int, int, int]]]:
+    """Of each checkpoint but the base and each role: headline figures that are a gain, neither, a loss."""
+    found: dict[str, dict[str, tuple[int, int, int]]] = {}
+    for model in list(report.checkpoints)[1:]:
+        found[model] = {}
+        for role, noun, _ in ROLES:
+            verdicts = [row.differences[model].verdict for c in report.role(role) for row in c.headline]
+            gains, losses = verdicts.count("gain"), verdicts.count("loss")
+            if verdicts:
+                found[model][noun.split(":")[0]] = (gains, len(verdicts) - gains - losses, losses)
+    return found
 
 
 def summary(report: Report) -> list[str]:
@@ -76,56 +93,31 @@ def summary(report: Report) -> list[str]:
             rows = [(c, row) for c in report.role(role) for row in c.headline]
             if not rows:
                 continue
-            said = {"gain": [], "loss": [], "no change beyond chance": []}
+            said: dict[str, list[tuple[float, str]]] = {"gain": [], "loss": [], "no change beyond chance": []}
             for comparison, row in rows:
-                said[row.differences[model].verdict].append(_change(comparison, row, row.differences[model]))
+                change = row.differences[model]
+                said[change.verdict].append((abs(change.value), _change(comparison, row, change)))
             even = len(said["no change beyond chance"])
-            parts = [f"{word} in {'; '.join(said[verdict])}" for verdict, word in _WORDS if said[verdict]]
+            parts = [f"{word} in {_largest(said[verdict])}" for verdict, word in _WORDS if said[verdict]]
             parts += [f"no change beyond chance in {even} of {len(rows)} headline figures"] if even else []
             lines.append(f"{noun.split(':')[0]}, {model} against {report.base}: {', and '.join(parts)}.")
     return lines
 
 
-_WORDS = (("gain", "better"), ("loss", "worse"))
+def _largest(changes: list[tuple[float, str]]) -> str:
+    """All of a few in their order; the largest of many."""
+    if len(changes) <= NAMED:
+        return "; ".join(words for _, words in changes)
+    first = sorted(changes, key=lambda change: -change[0])[:NAMED]
+    return f"{'; '.join(words for _, words in first)}; and {len(changes) - NAMED} more"
 
 
 def _change(comparison: Comparison, row: MetricRow, difference: Estimate) -> str:
     return f"{comparison.name} {row.label} ({difference.value:+.3f})"
 
 
-def _number(value: float | None) -> str:
-    if value is None or value != value:
-        return "–"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
-
-
-def _signed(value: float) -> str:
-    if value != value:
-        return "–"
-    return (f"{value:+.3f}" if abs(value) < 10 else f"{value:+.1f}").replace("-", "−")
-
-
-def _bounds(estimate: Estimate) -> str:
-    return "" if estimate.low != estimate.low else f"[{_number(estimate.low)}, {_number(estimate.high)}]"
-
-
-def _points(curve: Iterable[tuple[float, float]]) -> str:
-    """A polyline's points on a square of 100 with its origin at the top left, from ones between 0 and 1."""
-    return " ".join(f"{100 * x:.1f},{100 - 100 * y:.1f}" for x, y in curve)
-
-
-def _spread(prompts: Sequence[PromptScore]) -> dict[str, Any]:
-    scores = [p.mean_per_class_recall for p in prompts]
-    return {
-        "mean": statistics.fmean(scores),
-        "sd": statistics.stdev(scores) if len(scores) > 1 else 0.0,
-        "min": min(scores),
-        "max": max(scores),
-        "best": max(prompts, key=lambda p: p.mean_per_class_recall).template,
-    }
-
-
 def _write(path: Path, content: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     part.write_text(content, encoding="utf-8")
     part.replace(path)
