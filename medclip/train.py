@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from medclip.config import build, output_folder, verb
+from medclip.dry_run import dry_run
 from medclip.types import UserError
 
 
@@ -26,6 +27,7 @@ def train(cfg: DictConfig) -> pl.Trainer:
         UserError: whatever the user can mend: data, model, output folder, checkpoint.
     """
     rank = getattr(rank_zero_only, "rank", 0) or 0
+    check_evals(cfg)
     folder = output_folder(cfg, resume=cfg.resume is not None, rank=rank)
     # Everything below interpolates `output`; a sweep's job has got a folder of its own.
     OmegaConf.update(cfg, "output", str(folder))
@@ -44,6 +46,19 @@ def train(cfg: DictConfig) -> pl.Trainer:
     trainer: pl.Trainer = build(cfg.trainer, callbacks=callbacks, logger=loggers)
     trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return trainer
+
+
+def check_evals(cfg: DictConfig) -> None:
+    """Refuse evaluations that nobody would run.
+
+    Raises:
+        UserError: `eval=[…]` without a callback for them.
+    """
+    if cfg.evals and "online" not in cfg.callbacks:
+        raise UserError(
+            f"eval={list(cfg.evals)} would not be run: say callbacks=[default,online] too (add best_online or "
+            "early_stopping as you like), or leave eval= out"
+        )
 
 
 def find_checkpoint(resume: str | None, folder: Path) -> str | None:
@@ -91,7 +106,14 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", text)
 
 
-main = verb("train")(train)
+@verb("train")
+def main(cfg: DictConfig) -> None:
+    """Train, or with `dry_run` say what it would take."""
+    if cfg.dry_run:
+        dry_run(cfg)
+    else:
+        train(cfg)
+
 
 if __name__ == "__main__":
     main()

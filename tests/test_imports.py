@@ -18,7 +18,9 @@ MAY = {
     "evals": {"infer", "types"},
     # What verbs drive.
     "cli": {"config"},
-    "train": {"config", "types"},
+    "train": {"config", "types", "dry_run"},
+    "dry_run": {"config", "types", "dry", "models", "data"},
+    "dry": {"types"},
     "evaluate": {"config", "types", "evals"},
     "extract": {"config", "types", "evaluate", "slides"},
     "export": {"config", "types", "evals", "models", "evaluate", "callbacks"},

@@ -86,7 +86,7 @@ def find_source(
     else:
         return _tag(architecture, pretrained, cache_dir)
     if architecture is not None:
-        own, asked = source.description["model_cfg"], _model_cfg(architecture)
+        own, asked = source.description["model_cfg"], named_config(architecture)
         if keys := differing_keys(own, asked):
             raise UserError(
                 f"architecture {_name(architecture)} is not that of {source.where} ({', '.join(keys[:4])} differ): "
@@ -117,7 +117,7 @@ def unlike(own: Preprocess, asked: Mapping[str, Any]) -> str | None:
 
 
 def _new(architecture: Architecture, preprocess: dict[str, Any] | None, cache_dir: str | None) -> dict[str, Any]:
-    model_cfg = _model_cfg(architecture)
+    model_cfg = named_config(architecture)
     default, _ = _usual_preprocess(architecture)
     asked = {key: value for key, value in (preprocess or {}).items() if key != "size"}
     unlike(default, asked)  # for the unknown keys
@@ -139,7 +139,8 @@ def _name(architecture: Architecture) -> str:
     return architecture if isinstance(architecture, str) else "custom"
 
 
-def _model_cfg(architecture: Architecture) -> dict[str, Any]:
+def named_config(architecture: Architecture) -> dict[str, Any]:
+    """open_clip's `model_cfg` of a name, or the inline one, checked."""
     if not isinstance(architecture, str):
         check_model_cfg(architecture)
         return architecture
@@ -168,7 +169,7 @@ def _usual_preprocess(architecture: Architecture) -> tuple[Preprocess, bool]:
 def _tag(architecture: Architecture | None, tag: str, cache_dir: str | None) -> Source:
     if not isinstance(architecture, str):
         raise UserError(f"pretrained={tag} is no file or folder here, and a tag needs the name of its architecture=")
-    model_cfg = _model_cfg(architecture)
+    model_cfg = named_config(architecture)
     entry = get_pretrained_cfg(architecture, tag)
     if not entry:
         tags = list_pretrained_tags_by_model(architecture)
@@ -199,7 +200,7 @@ def _hub(name: str, cache_dir: str | None) -> Source:
         raise UserError(
             f"cannot fetch {name} ({first_line(error)}): check the name and the network, or give a folder"
         ) from error
-    model_cfg, preprocess_cfg = _read_config(config)
+    model_cfg, preprocess_cfg = read_config(config)
     return Source(
         _describe(name, model_cfg, preprocess_cfg, hf_files(model_cfg["text_cfg"], cache_dir)),
         read_state(weights),
@@ -212,7 +213,7 @@ def _folder(folder: Path, weights: Path | None) -> Source:
         raise UserError(f"folder {folder} does not exist")
     if not (folder / CONFIG).is_file():
         raise UserError(f"folder {folder} is no open_clip model: it has no {CONFIG}")
-    model_cfg, preprocess_cfg = _read_config(folder / CONFIG)
+    model_cfg, preprocess_cfg = read_config(folder / CONFIG)
     if weights is None:
         found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
         if not found:
@@ -226,7 +227,7 @@ def _file(path: Path, architecture: Architecture, preprocess: dict[str, Any] | N
     description = _new(architecture, preprocess, cache_dir)
     fed = Preprocess.from_dict(description["preprocess_cfg"])
     if (path.parent / CONFIG).is_file():
-        _, beside = _read_config(path.parent / CONFIG)
+        _, beside = read_config(path.parent / CONFIG)
         beside = {key: value for key, value in beside.items() if key in ("mean", "std", "interpolation", "resize_mode")}
         if key := unlike(fed, beside):
             raise UserError(
@@ -259,7 +260,8 @@ def _checkpoint(path: Path) -> Source:
     return Source(description, net, str(path))
 
 
-def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`model_cfg` and `preprocess_cfg` of an open_clip_config.json."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         model_cfg, preprocess_cfg = config["model_cfg"], config.get("preprocess_cfg") or {}
