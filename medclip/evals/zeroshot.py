@@ -8,44 +8,17 @@ own temperature, which it learnt for pairs of image and caption, where it has on
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 
 from medclip.evals import metrics as m
 from medclip.evals.calibration import probabilities, reliability
-from medclip.evals.collect import Collected, collect, spread_evenly
-from medclip.evals.result import Advance, ClassificationDetails, EvalData, Example, PromptScore, Result, Role
+from medclip.evals.classification import ClassificationOutcomes, classification_result, match_classes, parse_classes
+from medclip.evals.collect import collect
+from medclip.evals.result import Advance, EvalData, PromptScore, Result, Role
 from medclip.infer.zeroshot import LOGIT_SCALE, by_template, ensemble, fill, own_logit_scale, prompt_features
 from medclip.types import DualEncoder, UserError
-
-EXAMPLES = 12
-
-
-@dataclass(frozen=True)
-class ClassificationOutcomes:
-    """Labels, and the logits of every class, of each sample."""
-
-    keys: list[str]
-    groups: list[str]
-    labels: Int[np.ndarray, " n"]
-    logits: Float[np.ndarray, "n c"]
-
-    def values(self, weights: Float[np.ndarray, "b n"]) -> dict[str, Float[np.ndarray, " b"]]:
-        """Every metric under each row of sample weights. Top-5 accuracy is given where there are more than five."""
-        table = m.confusion(self.labels, self.logits.argmax(axis=1), self.logits.shape[1], weights)
-        found = {
-            "acc1": m.weighted_mean(self.logits.argmax(axis=1) == self.labels, weights),
-            "mean_per_class_recall": m.macro(m.class_recall(table)),
-            "macro_f1": m.macro(m.class_f1(table)),
-            "auroc": m.macro(m.class_auroc(m.log_odds(self.logits), self.labels, weights)),
-        }
-        if self.logits.shape[1] > 5:
-            in_five = (m.top_k(self.logits, 5) == self.labels[:, None]).any(axis=1)
-            found["acc5"] = m.weighted_mean(in_five, weights)
-        return found
 
 
 class ZeroShotClassification:
@@ -72,11 +45,7 @@ class ZeroShotClassification:
         self.name = name
         self.role: Role = role
         self.templates = list(templates)
-        self.classes: dict[str, list[str]] | None = None
-        if classes is not None:
-            self.classes = {str(k): [v] if isinstance(v, str) else [str(n) for n in v] for k, v in classes.items()}
-            if not self.classes or not all(self.classes.values()):
-                raise UserError(f"evaluation {name!r}: give evals.{name}.classes at least one class, each with a name")
+        self.classes = parse_classes(name, classes)
         if not self.templates:
             raise UserError(f"evaluation {name!r}: evals.{name}.templates is empty: give at least one")
         for template in self.templates:
@@ -94,74 +63,28 @@ class ZeroShotClassification:
         found = collect(
             clip, self.data, self.name, need="label", batch_size=batch_size, workers=workers, advance=advance
         )
-        classes = self._match(found.labels)
+        classes = match_classes(self.name, self.classes, found.labels)
         place = {label: i for i, label in enumerate(classes)}
         prompts = prompt_features(clip, classes, self.templates)
         features = found.features.double()
         logits = LOGIT_SCALE * (features @ ensemble(prompts).double().T).numpy()
         labels = np.array([place[label] for label in found.labels])
-        outcomes = ClassificationOutcomes(found.keys, found.groups, labels, logits)
         alone = LOGIT_SCALE * (features @ by_template(prompts).double().mT).numpy()  # (t, n, c)
-
         temperature = own_logit_scale(clip)
         ones = np.ones((1, len(labels)))
-        table = m.confusion(labels, logits.argmax(axis=1), len(classes), ones)
-        recall, f1 = m.class_recall(table)[0], m.class_f1(table)[0]
-        auroc = m.class_auroc(m.log_odds(logits), labels, ones)[0]
-        names = list(classes)
-        per_class = {"mean_per_class_recall": recall, "macro_f1": f1, "auroc": auroc}
-        details = ClassificationDetails(
-            classes=classes,
+        return classification_result(
+            "zeroshot_classification",
+            self.role,
+            found,
+            ClassificationOutcomes(found.keys, found.groups, labels, logits),
+            classes,
+            reliability(probabilities(logits * (temperature / LOGIT_SCALE)), labels, temperature),
             templates=self.templates,
-            support=table[0].sum(axis=1).astype(int).tolist(),
-            recall=recall.tolist(),
-            f1=f1.tolist(),
-            auroc=auroc.tolist(),
-            confusion=table[0].astype(int).tolist(),
             prompts=[_prompt_score(t, own, labels, ones) for t, own in zip(self.templates, alone, strict=True)],
-            examples=_examples(found, names, logits),
         )
-        count = len(classes)
-        even = {"acc1": 1 / count, "mean_per_class_recall": 1 / count, "auroc": 0.5}
-        return Result(
-            task="zeroshot_classification",
-            role=self.role,
-            headline=("mean_per_class_recall", "auroc"),
-            outcomes=outcomes,
-            details=details,
-            chance=even | ({"acc5": 5 / count} if count > 5 else {}),
-            skipped=found.skipped,
-            undefined={k: left for k, v in per_class.items() if (left := m.undefined(v, names))},
-            reliability=reliability(probabilities(logits * (temperature / LOGIT_SCALE)), labels, temperature),
-        )
-
-    def _match(self, labels: Sequence[str]) -> dict[str, list[str]]:
-        present = sorted(set(labels))
-        if self.classes is None:
-            return {label: [label] for label in present}
-        if unknown := [label for label in present if label not in self.classes]:
-            raise UserError(
-                f"evaluation {self.name!r}: the data has labels {_names(unknown)} that are no configured class "
-                f"(configured: {_names(list(self.classes))}; in the data: {_names(present)}): "
-                f"mend evals.{self.name}.classes, or leave those samples out by a filter"
-            )
-        return self.classes
-
-
-def _names(labels: list[str], most: int = 12) -> str:
-    return ", ".join(map(repr, labels[:most])) + (f" and {len(labels) - most} more" if len(labels) > most else "")
 
 
 def _prompt_score(template: str, logits: np.ndarray, labels: np.ndarray, ones: np.ndarray) -> PromptScore:
     predicted = logits.argmax(axis=1)
     balanced = m.macro(m.class_recall(m.confusion(labels, predicted, logits.shape[1], ones)))
     return PromptScore(template, float((predicted == labels).mean()), float(balanced[0]))
-
-
-def _examples(found: Collected, names: list[str], logits: np.ndarray) -> list[Example]:
-    examples = []
-    for i in spread_evenly(len(found.keys), EXAMPLES):
-        odds = np.exp(logits[i] - logits[i].max())
-        guesses = [(names[c], float(odds[c] / odds.sum())) for c in np.argsort(-logits[i], kind="stable")[:3]]
-        examples.append(Example(found.keys[i], found.thumbnails[i], found.labels[i], guesses))
-    return examples

@@ -12,10 +12,11 @@ from PIL import Image
 from scipy.special import logsumexp, softmax
 
 from medclip.evals.calibration import reliability
+from medclip.evals.classification import ClassificationOutcomes
 from medclip.evals.result import ClassificationDetails, RetrievalDetails
 from medclip.evals.retrieval import Retrieval, RetrievalOutcomes
 from medclip.evals.run import evaluate_checkpoint
-from medclip.evals.zeroshot import ClassificationOutcomes, ZeroShotClassification
+from medclip.evals.zeroshot import ZeroShotClassification
 from medclip.types import UserError
 from tests.evals.eval_toys import COLOURS, ColourClip, ColourSet
 

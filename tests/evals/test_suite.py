@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from medclip.evals.bootstrap import Bootstrap
+from medclip.evals.classification import ClassificationOutcomes
 from medclip.evals.closed_questions import ClosedQuestionsOutcomes
 from medclip.evals.records import suites_json
 from medclip.evals.result import Result
 from medclip.evals.retrieval import RetrievalOutcomes
 from medclip.evals.run import Report, make_report
 from medclip.evals.suite import Suite, suite_lines
-from medclip.evals.zeroshot import ClassificationOutcomes
 from medclip.types import UserError
 
 SETTINGS = Bootstrap(samples=4000)
