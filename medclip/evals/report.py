@@ -46,17 +46,17 @@ def pages(report: Report) -> Iterator[tuple[str, str]]:
     template = environment(report, lambda name: f"{slugs[name]}.html", slugs).get_template("report_task.html.j2")
     for place, name in enumerate(names):
         before, after = names[place - 1] if place else None, names[place + 1] if place + 1 < len(names) else None
-        text = template.render(comparison=report.comparisons[name], before=before, after=after)
+        text = template.render(comparison=report.comparisons[name], before=before, after=after, whole=False)
         yield f"tasks/{slugs[name]}.html", text
     template = environment(report, lambda name: f"tasks/{slugs[name]}.html", slugs).get_template("report.html.j2")
-    yield "report.html", template.render(summary=summary(report), tallies=tallies(report), whole=False)
+    yield "report.html", template.render(tallies=tallies(report), whole=False)
 
 
 def render(report: Report) -> str:
     """Everything as one page. Captions and names are escaped; images are data URIs; there is no script."""
     slugs = unique_slugs(report.comparisons)
     template = environment(report, lambda name: f"#eval-{slugs[name]}", slugs).get_template("report.html.j2")
-    return template.render(summary=summary(report), tallies=tallies(report), whole=True)
+    return template.render(tallies=tallies(report), whole=True)
 
 
 def unique_slugs(names: Iterable[str]) -> dict[str, str]:
@@ -72,23 +72,21 @@ def unique_slugs(names: Iterable[str]) -> dict[str, str]:
     return slugs
 
 
-def tallies(report: Report) -> dict[str, dict[str, tuple[int, int, int]]]:
-    """Of each checkpoint but the base and each role: headline figures that are a gain, neither, a loss."""
-    found: dict[str, dict[str, tuple[int, int, int]]] = {}
-    for model in list(report.checkpoints)[1:]:
-        found[model] = {}
-        for role, noun, _ in ROLES:
-            verdicts = [row.differences[model].verdict for c in report.role(role) for row in c.headline]
-            gains, losses = verdicts.count("gain"), verdicts.count("loss")
-            if verdicts:
-                found[model][noun.split(":")[0]] = (gains, len(verdicts) - gains - losses, losses)
-    return found
-
-
 def summary(report: Report) -> list[str]:
     """One sentence a checkpoint and role: which headline metrics changed beyond chance; empty for a single one."""
-    lines = []
+    return [
+        f"{noun}, {model} against {report.base}: {said}."
+        for model, roles in tallies(report).items()
+        for noun, (_, said) in roles.items()
+    ]
+
+
+def tallies(report: Report) -> dict[str, dict[str, tuple[tuple[int, int, int], str]]]:
+    """Of each checkpoint but the base and each role: how many headline figures are a gain, neither, a loss; and which,
+    in words."""
+    found: dict[str, dict[str, tuple[tuple[int, int, int], str]]] = {}
     for model in list(report.checkpoints)[1:]:
+        found[model] = {}
         for role, noun, _ in ROLES:
             rows = [(c, row) for c in report.role(role) for row in c.headline]
             if not rows:
@@ -100,8 +98,9 @@ def summary(report: Report) -> list[str]:
             even = len(said["no change beyond chance"])
             parts = [f"{word} in {_largest(said[verdict])}" for verdict, word in _WORDS if said[verdict]]
             parts += [f"no change beyond chance in {even} of {len(rows)} headline figures"] if even else []
-            lines.append(f"{noun.split(':')[0]}, {model} against {report.base}: {', and '.join(parts)}.")
-    return lines
+            counts = (len(said["gain"]), even, len(said["loss"]))
+            found[model][noun.split(":")[0]] = (counts, ", and ".join(parts))
+    return found
 
 
 def _largest(changes: list[tuple[float, str]]) -> str:

@@ -13,7 +13,7 @@ from medclip.evals.bootstrap import Estimate
 
 RIM = 100.0  # radius of a radar, in its own units
 MOST_POINTS = 60  # of a drawn recall curve
-STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5, 0.75, 1.0)  # ends of an axis that read well
+STEPS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)  # ends of an axis that read well
 
 
 def points(curve: Iterable[tuple[float, float]]) -> str:

@@ -30,7 +30,7 @@ TASKS = {
     "multilabel_classification": "Multi-label classification",
     "closed_questions": "Closed questions",
 }
-DOT = 9  # pixels that a row of a strip plot is high
+DOT, REACH = 9.0, 36.0  # of a strip plot, in pixels: between two rows of dots, and of all rows to one side
 
 
 def environment(report: Report, link: Callable[[str], str], slugs: Mapping[str, str]) -> Environment:
@@ -132,15 +132,16 @@ def _strips(comparison: Comparison) -> Strips:
     rows = {}
     for model, own in alone.items():
         placed = charts.swarm(own, low, high)
-        reach = 1 + max(abs(row) for _, row in placed)
-        middle = DOT * reach
+        rows_aside = max(abs(row) for _, row in placed)
+        pitch = min(DOT, REACH / max(rows_aside, 1))
+        middle = round(pitch * rows_aside + DOT)
         words = [f"{p.template}: {_number(p.mean_per_class_recall)}" for p in scores[model]]
-        dots = [(x, middle + DOT * row, said) for (x, row), said in zip(placed, words, strict=True)]
+        dots = [(x, round(middle + pitch * row, 1), said) for (x, row), said in zip(placed, words, strict=True)]
         ensemble = ensembles[model]
         at = charts.share(ensemble, low, high) if ensemble == ensemble else None
         rows[model] = Strip(dots, at, ensemble, min(own), max(own), 2 * middle)
-    within = chance is not None and low <= chance <= high
-    return Strips(rows, low, high, charts.share(chance, low, high) if within else None)
+    at = charts.share(chance, low, high) if chance is not None and low <= chance <= high else None
+    return Strips(rows, low, high, at)
 
 
 def _recall_curves(comparison: Comparison) -> dict[str, dict[str, list[tuple[float, float]]]]:
