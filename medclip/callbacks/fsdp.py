@@ -11,9 +11,10 @@ a checkpoint of another model can be refused.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -30,18 +31,20 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.batchnorm import _NormBase
 
-from medclip.types import UserError
+from medclip.types import DualEncoder, UserError
 
 ENTRIES = ("encode_image", "encode_text")  # what evaluations call instead of the model itself
 
 
 class FullyShard(ModelParallelStrategy):
-    """Shards the task's `model` over all ranks: its blocks (see `blocks`), and the rest as one more.
+    """Shards the task's `model`, a CLIP, over all ranks: its blocks (see `blocks`), and the rest as one more.
+
+    Masked autoencoders are refused: they run their blocks piece by piece, where nothing would gather the weights.
 
     Scalars, such as the logit scale, cannot be sharded: every rank holds them, and their gradients are averaged here.
 
     Raises:
-        UserError: torch is too old; the task trains something beside its model.
+        UserError: torch is too old; the model is no CLIP; a loss term has weights of its own.
     """
 
     def __init__(self) -> None:
@@ -79,7 +82,8 @@ class FullyShard(ModelParallelStrategy):
     def _shard(self) -> None:
         assert self.lightning_module is not None
         model = self.lightning_module.model
-        assert isinstance(model, nn.Module)
+        if not (isinstance(model, nn.Module) and isinstance(model, DualEncoder)):
+            raise UserError("trainer=fsdp is for contrastive training of a CLIP: choose trainer=ddp here")
         inside = set(model.parameters())
         if any(p.requires_grad and p not in inside for p in self.lightning_module.parameters()):
             raise UserError("trainer=fsdp shards the model only, but a loss term has weights too: choose trainer=ddp")
@@ -145,8 +149,8 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
         fully_shard(block, mesh=mesh, ignored_params=scalars)
     fully_shard(model, mesh=mesh, ignored_params=scalars)
     for name in ENTRIES:
-        if hasattr(model, name):
-            register_fsdp_forward_method(model, name)
+        register_fsdp_forward_method(model, name)
+        setattr(model, name, _not_in_inference_mode(getattr(model, name)))
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
@@ -157,6 +161,19 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
             yield from (member for member in members if any(True for _ in member.parameters()))
         else:
             yield from blocks(child)
+
+
+def _not_in_inference_mode(encode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Weights gathered in inference mode would be of no use to the training step that comes next."""
+
+    @functools.wraps(encode)
+    def encoded(rows: Tensor) -> Tensor:
+        if not torch.is_inference_mode_enabled():
+            return encode(rows)
+        with torch.inference_mode(False), torch.no_grad():
+            return encode(rows)
+
+    return encoded
 
 
 def _like(parameter: nn.Parameter, values: Mapping[str, Any]) -> dict[str, Any]:
