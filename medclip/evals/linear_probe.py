@@ -2,9 +2,9 @@
 
 As there: scikit-learn's L-BFGS with at most 1,000 iterations and an L2 penalty, whose strength is searched from 1e-6 to
 1e6 in steps of an eighth of a decade: seven strengths two decades apart first, then around the best with the step
-halved until it is one. It is chosen on validation samples alone, a fifth of the training groups where there is no set of
-its own, and the classifier is then fitted on both. Two things differ: features are the unit-norm ones that prompts are
-compared with, not those before the projection, and the choice is by balanced accuracy, since medical classes are
+halved until it is one. It is chosen on validation samples alone, a fifth of the training groups where there is no set
+of its own, and the classifier is then fitted on both. Two things differ: features are the unit-norm ones that prompts
+are compared with, not those before the projection, and the choice is by balanced accuracy, since medical classes are
 uneven; of equal ones the strongest penalty.
 """
 

@@ -6,6 +6,7 @@ every checkpoint gets the same parts.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 
@@ -57,10 +58,10 @@ def hold_out(labels: Int[np.ndarray, " n"], groups: list[str], folds: int, seed:
     """
     if len(set(groups)) < folds:
         raise ValueError(f"{len(set(groups))} groups cannot be cut into {folds} parts")
-    cut = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    # It counts samples of each class, and warns where a class has fewer than parts; it need not be in all of them.
-    rare = np.bincount(labels)[labels] < folds
-    _, rows = next(cut.split(labels, np.where(rare, -1, labels) if 0 < rare.sum() >= folds else labels, groups))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that a rare class is not in every part, which may be so
+        cut = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(labels, labels, groups)
+        _, rows = next(cut)
     held = np.zeros(len(labels), dtype=bool)
     held[rows] = True
     if not held.any() or held.all():

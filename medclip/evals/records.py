@@ -19,6 +19,7 @@ from medclip.evals.result import (
     ClassificationDetails,
     ClassReport,
     ClosedQuestionsDetails,
+    FewShotDetails,
     MultiLabelDetails,
     Result,
     RetrievalDetails,
@@ -96,6 +97,10 @@ def _record(report: Report, comparison: Comparison, model: str, result: Result) 
         record["per_kind"] = {
             kind: {"questions": count} | _kind_record(comparison, kind, model) for kind, count in details.kinds.items()
         }
+    elif isinstance(details, FewShotDetails):
+        record["classnames"] = details.classes
+        record["templates"] = details.templates
+        record["shots"] = [asdict(row) for row in details.rows]
     elif isinstance(details, RetrievalDetails):
         record["images"] = details.images
         record["captions"] = details.captions

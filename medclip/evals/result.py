@@ -89,6 +89,25 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Confusion:
+    """Samples of class `truth` that were taken for `said`: how many, and some of them, the surest first."""
+
+    truth: str
+    said: str
+    count: int
+    examples: list[Example]
+
+
+@dataclass(frozen=True)
+class Showcase:
+    """Samples worth a look, the surest first: right ones, wrong ones, and those of the most frequent confusions."""
+
+    right: list[Example]
+    wrong: list[Example]
+    confused: list[Confusion]
+
+
+@dataclass(frozen=True)
 class Hit:
     """One retrieved item: a caption or a picture (JPEG), its cosine, and whether it is the query's own."""
 
@@ -121,6 +140,7 @@ class ClassificationDetails:
     confusion: list[list[int]]  # row: truth, column: prediction
     prompts: list[PromptScore]
     examples: list[Example]
+    showcase: Showcase | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +173,28 @@ class ClosedQuestionsDetails:
     kinds: dict[str, int]  # kind -> questions
     template: str
     examples: list[QuestionExample]
+
+
+@dataclass(frozen=True)
+class ShotRow:
+    """One method with so many shots a class: balanced accuracy of each draw, and what there was to learn from."""
+
+    method: str  # probe | tip
+    shots: int
+    samples: float  # mean over draws; under shots x classes where a class has fewer
+    draws: list[float]
+    mean: float
+    sd: float  # over draws, n - 1; NaN of a single one
+
+
+@dataclass(frozen=True)
+class FewShotDetails:
+    """Few-shot classification by method and number of shots, beside prompts alone."""
+
+    classes: dict[str, list[str]]
+    templates: list[str]
+    zero_shot: float  # balanced accuracy
+    rows: list[ShotRow]
 
 
 @dataclass(frozen=True)
@@ -206,6 +248,9 @@ class MultiLabelDetails:
     attention: bool  # whether the gallery's pictures show attention
 
 
+Details = ClassificationDetails | RetrievalDetails | MultiLabelDetails | ClosedQuestionsDetails | FewShotDetails
+
+
 @dataclass(frozen=True)
 class Result:
     """One evaluation of one checkpoint."""
@@ -214,8 +259,7 @@ class Result:
     role: Role
     headline: tuple[str, ...]  # the metrics that speak for this evaluation
     outcomes: Outcomes
-    # Tables and pictures of the report.
-    details: ClassificationDetails | RetrievalDetails | MultiLabelDetails | ClosedQuestionsDetails | None
+    details: Details | None  # tables and pictures of the report
     chance: dict[str, float]
     skipped: dict[str, int]
     lower_is_better: frozenset[str] = frozenset()
