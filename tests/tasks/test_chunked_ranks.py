@@ -1,4 +1,9 @@
-"""Chunked steps on two ranks: gradients, and weights after three steps, are those of one process with all rows."""
+"""Chunked steps on two ranks: gradients, and weights after three steps, are those of one process with all rows.
+
+In float64 within 1e-12. In float32 the whole batch itself, in one process, is up to 4e-6 from that (SigLIP's bias,
+whose gradient is a small difference of large sums), and its weights after three steps up to 9e-5: two float32 results
+cannot be closer than their own rounding. What is asked there is that ranks and chunks are no farther from the truth.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +31,7 @@ REAL = {"even": (6, 6), "uneven": (6, 3), "empty": (0, 5)}  # real rows of each 
 CASES = [(loss, real, chunk) for loss in LOSSES for real in REAL for chunk in (None, 4)]
 VISION = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 8, "head_width": 16}
 TEXT = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}
-MOST = {torch.float64: 1e-12}
+DTYPES = (torch.float64, torch.float32)
 
 
 def clip(dtype: torch.dtype, chunk: int | None) -> Clip:
@@ -59,7 +64,7 @@ def run_rank(rank: int, world: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     found = {}
-    for dtype in MOST:
+    for dtype in DTYPES:
         for loss, real, chunk in CASES:
             net = clip(dtype, chunk)
             model = DistributedDataParallel(net)
@@ -88,19 +93,28 @@ def test_two_ranks_equal_one_process_chunked_or_not(tmp_path: Path) -> None:
     args = (WORLD, free_port(), tmp_path)
     torch.multiprocessing.start_processes(run_rank, args, nprocs=WORLD, start_method="forkserver")
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD)]
-    for dtype, most in MOST.items():
-        for loss, real, chunk in CASES:
-            model = clip(dtype, None)
-            batches = [together(step, REAL[real]) for step in range(STEPS)]
-            expected = train(model, model, batches, len(batches[0]["image"]), LOSSES[loss])  # type: ignore
-            for found in ranks:
-                ours = found[dtype, loss, real, chunk]
-                assert error(ours, expected) < most, (loss, real, chunk)
+    for loss, real, chunk in CASES:
+        truth, rounded = (whole(dtype, loss, real) for dtype in DTYPES)
+        for found in ranks:
+            assert error(found[torch.float64, loss, real, chunk], truth) < 1e-12, (loss, real, chunk)
+            ours = found[torch.float32, loss, real, chunk]
+            for start in ("grad ", "net."):
+                most = 2 * error(rounded, truth, start)
+                assert most < 1e-3 and error(ours, truth, start) < most, (loss, real, chunk, start)
     grads = [ranks[0][torch.float64, "clip", real, 4]["grad net.visual.proj"] for real in ("even", "uneven")]
     assert (grads[0] - grads[1]).norm() > 1e-2 * grads[0].norm()  # the padding would show
 
 
-def error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """The largest relative error; CLIP's loss does not depend on the bias, whose gradient is rounding about 0."""
+def whole(dtype: torch.dtype, loss: str, real: str) -> dict[str, Tensor]:
+    """What one process makes of all rows at once."""
+    model = clip(dtype, None)
+    batches = [together(step, REAL[real]) for step in range(STEPS)]
+    return train(model, model, batches, sum(REAL[real]), LOSSES[loss])
+
+
+def error(found: dict[str, Tensor], expected: dict[str, Tensor], start: str = "") -> float:
+    """The largest relative error of what is named so; CLIP's loss does not depend on the bias: rounding about 0."""
     assert found.keys() == expected.keys()
-    return max(((found[k] - expected[k]).norm() / expected[k].norm().clamp(min=1e-3)).item() for k in expected)
+    names = [name for name in expected if name.startswith(start)]
+    norms = {name: expected[name].norm().clamp(min=0.1) for name in names}
+    return max(((found[name].double() - expected[name]).norm() / norms[name]).item() for name in names)
