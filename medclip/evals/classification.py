@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from medclip.evals import metrics as m
 from medclip.evals.calibration import Reliability
 from medclip.evals.collect import Collected, spread_evenly
-from medclip.evals.result import ClassificationDetails, Example, PromptScore, Result, Role
+from medclip.evals.result import ClassificationDetails, Confusion, Example, PromptScore, Result, Role, Showcase
+from medclip.evals.showcase import confusions, surest
 from medclip.types import UserError
 
 EXAMPLES = 12
@@ -75,7 +76,8 @@ def classification_result(
             auroc=auroc.tolist(),
             confusion=table[0].astype(int).tolist(),
             prompts=list(prompts),
-            examples=_examples(found, names, logits),
+            examples=[_example(found, names, logits, i) for i in spread_evenly(len(found.keys), EXAMPLES)],
+            showcase=_showcase(found, names, outcomes),
         ),
         chance=even | ({"acc5": 5 / count} if count > 5 else {}),
         skipped=found.skipped,
@@ -120,10 +122,22 @@ def _names(labels: list[str], most: int = 12) -> str:
     return ", ".join(map(repr, labels[:most])) + (f" and {len(labels) - most} more" if len(labels) > most else "")
 
 
-def _examples(found: Collected, names: list[str], logits: np.ndarray) -> list[Example]:
-    examples = []
-    for i in spread_evenly(len(found.keys), EXAMPLES):
-        odds = np.exp(logits[i] - logits[i].max())
-        guesses = [(names[c], float(odds[c] / odds.sum())) for c in np.argsort(-logits[i], kind="stable")[:3]]
-        examples.append(Example(found.keys[i], found.thumbnails[i], found.labels[i], guesses))
-    return examples
+def _example(found: Collected, names: list[str], logits: np.ndarray, i: int) -> Example:
+    odds = np.exp(logits[i] - logits[i].max())
+    guesses = [(names[c], float(odds[c] / odds.sum())) for c in np.argsort(-logits[i], kind="stable")[:3]]
+    return Example(found.keys[i], found.thumbnails[i], found.labels[i], guesses)
+
+
+def _showcase(found: Collected, names: list[str], outcomes: ClassificationOutcomes) -> Showcase:
+    logits, labels = outcomes.logits, outcomes.labels
+
+    def shown(places: Sequence[int]) -> list[Example]:
+        return [_example(found, names, logits, i) for i in places]
+
+    return Showcase(
+        right=shown(surest(logits, labels, right=True)),
+        wrong=shown(surest(logits, labels, right=False)),
+        confused=[
+            Confusion(names[c.truth], names[c.said], c.count, shown(c.places)) for c in confusions(logits, labels)
+        ],
+    )

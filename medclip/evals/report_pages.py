@@ -15,7 +15,15 @@ from medclip.evals import report_charts as charts
 from medclip.evals.bootstrap import Estimate
 from medclip.evals.calibration import Bin
 from medclip.evals.compare import Comparison, MetricRow
-from medclip.evals.result import LABELS, ClassificationDetails, PromptScore, RetrievalDetails
+from medclip.evals.result import (
+    LABELS,
+    ClassificationDetails,
+    ClosedQuestionsDetails,
+    FewShotDetails,
+    MultiLabelDetails,
+    PromptScore,
+    RetrievalDetails,
+)
 from medclip.evals.retrieval import RetrievalOutcomes
 from medclip.evals.run import Report
 from medclip.evals.suite import Mean, SuiteResult
@@ -29,6 +37,15 @@ TASKS = {
     "zeroshot_retrieval": "Image↔text retrieval",
     "multilabel_classification": "Multi-label classification",
     "closed_questions": "Closed questions",
+    "linear_probe": "Linear probe",
+    "few_shot": "Few-shot classification",
+}
+PARTS = {  # how an evaluation's details are laid out; one without any is its metrics alone
+    ClassificationDetails: "report_classification.html.j2",
+    RetrievalDetails: "report_retrieval.html.j2",
+    MultiLabelDetails: "multilabel.html.j2",
+    ClosedQuestionsDetails: "report_questions.html.j2",
+    FewShotDetails: "report_few_shot.html.j2",
 }
 DOT, REACH = 9.0, 36.0  # of a strip plot, in pixels: between two rows of dots, and of all rows to one side
 
@@ -62,10 +79,12 @@ def environment(report: Report, link: Callable[[str], str], slugs: Mapping[str, 
         bin_dots=_bin_dots,
         bins_of=lambda series, place: [own.bins if i == place else [] for i, own in enumerate(series)],
         metric_label=lambda metric: LABELS.get(metric, metric),
+        part=lambda details: PARTS.get(type(details), ""),
         by_domain=_by_domain,
         changes_of=_changes,
         strip_plot=_strips,
         recall_curves=_recall_curves,
+        shot_curves=_shot_curves,
         averages=_averages,
         top_of=lambda means: charts.end_of_axis(x for mean in means for e in mean.estimates.values() for x in _ends(e)),
         radar=_radar,
@@ -75,10 +94,11 @@ def environment(report: Report, link: Callable[[str], str], slugs: Mapping[str, 
 
 @dataclass(frozen=True)
 class Changes:
-    """Rows of a drawing of differences: (evaluation, its first headline metric), and where its axis ends."""
+    """Rows of a drawing of differences: (evaluation, its first headline metric), and its axis from `low` to `high`."""
 
     rows: list[tuple[str, MetricRow]]
-    end: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -115,8 +135,9 @@ def _changes(comparisons: Sequence[Comparison]) -> Changes:
     rows = [(c.name, c.headline[0]) for c in comparisons if c.headline]
     rows = [(name, row) for name, row in rows if row.on_unit_scale and row.differences]
     rows.sort(key=lambda pair: -_known(next(iter(pair[1].differences.values())).value))
-    end = charts.end_of_axis(x for _, row in rows for d in row.differences.values() for x in (*_ends(d), d.low))
-    return Changes(rows, end)
+    bounds = [x for _, row in rows for d in row.differences.values() for x in (*_ends(d), d.low)]
+    low, high = (charts.end_of_axis(x for x in bounds if sign * x > 0) for sign in (-1, 1))
+    return Changes(rows, -max(low, high / 8), max(high, low / 8))
 
 
 def _strips(comparison: Comparison) -> Strips:
@@ -153,6 +174,48 @@ def _recall_curves(comparison: Comparison) -> dict[str, dict[str, list[tuple[flo
         sides["image→text"][model] = charts.recall_curve(own.text_rank, details.distinct_captions)
         sides["text→image"][model] = charts.recall_curve(own.image_rank, details.images)
     return {side: curves for side, curves in sides.items() if all(curves.values())}
+
+
+@dataclass(frozen=True)
+class ShotCurve:
+    """A checkpoint's curve over shots on a square of 1, its draws, and the height of prompts alone on one of 100."""
+
+    mean: list[tuple[float, float]]
+    draws: list[tuple[float, float]]
+    zero: float
+
+
+@dataclass(frozen=True)
+class ShotCurves:
+    """Method -> checkpoint -> curve, over these shots, from `low` to `high`."""
+
+    methods: dict[str, dict[str, ShotCurve]]
+    shots: list[int]
+    low: float
+    high: float
+
+
+def _shot_curves(comparison: Comparison) -> ShotCurves:
+    details = {model: result.details for model, result in comparison.results.items()}
+    own = {model: found for model, found in details.items() if isinstance(found, FewShotDetails)}
+    rows = [row for found in own.values() for row in found.rows]
+    low, high = charts.range_of_axis([*(x for r in rows for x in r.draws), *(f.zero_shot for f in own.values())])
+    shots = sorted({row.shots for row in rows})
+
+    def across(count: int) -> float:
+        return math.log(count / shots[0]) / math.log(shots[-1] / shots[0]) if len(shots) > 1 else 0.5
+
+    def up(value: float) -> float:
+        return charts.share(value, low, high) / 100
+
+    def curve(found: FewShotDetails, method: str) -> ShotCurve:
+        of_method = [row for row in found.rows if row.method == method]
+        mean = [(across(row.shots), up(row.mean)) for row in of_method]
+        draws = [(across(row.shots), up(x)) for row in of_method for x in row.draws]
+        return ShotCurve(mean, draws, round(100 - 100 * up(found.zero_shot), 2))
+
+    methods = dict.fromkeys(row.method for row in rows)
+    return ShotCurves({m: {k: curve(found, m) for k, found in own.items()} for m in methods}, shots, low, high)
 
 
 def _averages(suite: SuiteResult) -> dict[str, Mean]:
