@@ -175,10 +175,11 @@ def _macs(model: Any, encode: Callable[[Any], Any], rows: Callable[[], Any]) -> 
 
 
 def _grouped(model: Any, group: Callable[[str, Any], str]) -> dict[str, list[Any]]:
+    """Parameters by what `group` says of each, the largest group first."""
     groups: dict[str, list[Any]] = {}
     for name, p in model.named_parameters():
         groups.setdefault(group(name, p), []).append(p)
-    return groups
+    return dict(sorted(groups.items(), key=lambda item: -sum(p.numel() for p in item[1])))
 
 
 def _part(name: str, parameters: list[Any], macs: float | None = None) -> Part:
@@ -193,8 +194,8 @@ def _length(cfg: DictConfig, task: Any, ranks: int) -> tuple[Run, list[str]]:
     sources = OmegaConf.to_container(cfg.data, resolve=False).get("sources")  # type: ignore[union-attr]
     if samples is not None:
         batches = cfg.epochs * -(-samples // (cfg.data.batch_size * ranks))
-    elif not sources or (why := _not_local(sources)):
-        notes.append(f"samples are not known: {why if sources else 'data.sources is empty'}; say dry.samples=")
+    elif why := _not_local(sources) if sources else "data.sources is empty":
+        notes.append(f"samples are not known: {why}; say dry.samples=")
     else:
         samples, batches = _count(cfg, task, ranks)
     steps = None if batches is None else -(-batches // accumulate)

@@ -7,25 +7,24 @@ counted is what the program holds; a GPU's allocator rounds up, and kernels have
 
 from __future__ import annotations
 
-import weakref
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Within it, `now` is the bytes of all tensors made so far that are still held; `peak` is the most there were."""
+    """Within it, `now()` is the bytes of all tensors made so far that are still held; `peak` the most there were."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = 0
         self.peak = 0
-        self._held: dict[int, tuple[Any, int]] = {}
-        self._outside: dict[int, Any] = {}
+        self._bytes = 0
+        self._held: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._outside: dict[int, StorageWeakRef] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for tensor in tree_leaves((args, kwargs)):
@@ -35,34 +34,35 @@ class LiveBytes(TorchDispatchMode):
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor):
                 self._hold(tensor)
+        if self._bytes > self.peak:
+            self.peak = max(self.peak, self.now())
         return made
+
+    def now(self) -> int:
+        """Bytes that are alive."""
+        for key in [key for key, (storage, _) in self._held.items() if storage.expired()]:
+            self._free(key)
+        return self._bytes
 
     def forget(self, tensor: Tensor) -> None:
         """Count `tensor` no longer: somebody else does."""
         self._free(_key(tensor))
         self._leave_out(tensor)
 
-    def _leave_out(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        # Until it is gone: its address may then be another tensor's.
-        self._outside[key] = weakref.ref(storage, lambda _: self._outside.pop(key, None) and None)
-
     def _hold(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._held or key in self._outside:
-            return
-        self._held[key] = weakref.ref(storage, partial(self._gone, key)), storage.nbytes()
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
+        key = _key(tensor)
+        if key not in self._held and key not in self._outside:
+            storage = tensor.untyped_storage()
+            self._held[key] = StorageWeakRef(storage), storage.nbytes()
+            self._bytes += storage.nbytes()
+
+    def _leave_out(self, tensor: Tensor) -> None:
+        # The reference also keeps the address from being another tensor's later.
+        self._outside.setdefault(_key(tensor), StorageWeakRef(tensor.untyped_storage()))
 
     def _free(self, key: int) -> None:
         if found := self._held.pop(key, None):
-            self.now -= found[1]
-
-    def _gone(self, key: int, _: Any) -> None:
-        self._free(key)
+            self._bytes -= found[1]
 
 
 def _key(tensor: Tensor) -> int:

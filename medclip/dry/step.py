@@ -57,21 +57,39 @@ def dry_step(task: Any, rows: int, *, contrasted: int, classes: int = 0, autocas
         without_content(task)
         task.train()
         batch = make_batch(task.model, rows, classes)
-        live, counter = LiveBytes(), _counter()
-        hooks = [
-            parameter.register_post_accumulate_grad_hook(lambda p: live.forget(p.grad))
-            for parameter in task.parameters()
-            if parameter.requires_grad
-        ]
-        with live, counter:
-            with torch.autocast("cpu", autocast, autocast is not None):
-                _, total = task.weigh(_of_all(task.model(batch), contrasted), batch)
-            kept = live.now
-            if total.requires_grad:
-                total.backward()
-        for hook in hooks:
-            hook.remove()
-    return Step(kept, live.peak, counter.get_total_flops())
+        kept, peak = _memory(task, batch, contrasted, autocast)
+        counter = _counter()
+        # Apart from the memory: under torch's counter, recomputed activations are held longer than they are needed.
+        with counter:
+            _backward(_forward(task, batch, contrasted, autocast))
+    return Step(kept, peak, counter.get_total_flops())
+
+
+def _memory(task: Any, batch: Batch, contrasted: int, autocast: torch.dtype | None) -> tuple[int, int]:
+    """Bytes between the passes, and the most of both; gradients of the weights are not counted."""
+    live = LiveBytes()
+    hooks = [
+        parameter.register_post_accumulate_grad_hook(lambda p: live.forget(p.grad))
+        for parameter in task.parameters()
+        if parameter.requires_grad
+    ]
+    with live:
+        total = _forward(task, batch, contrasted, autocast)
+        kept = live.now()
+        _backward(total)
+    for hook in hooks:
+        hook.remove()
+    return kept, live.peak
+
+
+def _forward(task: Any, batch: Batch, contrasted: int, autocast: torch.dtype | None) -> Tensor:
+    with torch.autocast("cpu", autocast, autocast is not None):
+        return task.weigh(_of_all(task.model(batch), contrasted), batch)[1]
+
+
+def _backward(total: Tensor) -> None:
+    if total.requires_grad:
+        total.backward()
 
 
 def forward_flops(encode: Callable[[Tensor], Any], module: nn.Module, rows: Callable[[], Tensor]) -> float:
