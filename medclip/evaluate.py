@@ -180,10 +180,12 @@ def small_evals(evals: DictConfig, limit: int | None = None) -> dict[str, Evalua
 
 
 def sets_of(evals: Mapping[str, Evaluation]) -> dict[str, EvalData]:
-    """Every set that was read, by the evaluation's name; sets for choosing thresholds have their own."""
+    """Every set that was read, by the evaluation's name; sets to learn or choose from have their own."""
     sets = {name: evaluation.data for name, evaluation in evals.items()}
-    validation = {name: getattr(evaluation, "validation", None) for name, evaluation in evals.items()}
-    return sets | {f"{name} (validation)": data for name, data in validation.items() if data is not None}
+    for part in ("validation", "train"):
+        own = {name: getattr(evaluation, part, None) for name, evaluation in evals.items()}
+        sets |= {f"{name} ({part})": data for name, data in own.items() if data is not None}
+    return sets
 
 
 def list_skipped(sets: Mapping[str, EvalData], folder: Path) -> None:

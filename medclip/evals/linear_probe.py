@@ -5,16 +5,18 @@ As there: scikit-learn's L-BFGS with at most 1,000 iterations and an L2 penalty,
 halved until it is one. It is chosen on validation samples alone, a fifth of the training groups where there is no set
 of its own, and the classifier is then fitted on both. Two things differ: features are the unit-norm ones that prompts
 are compared with, not those before the projection, and the choice is by balanced accuracy, since medical classes are
-uneven; of equal ones the strongest penalty.
+uneven. On few validation samples many strengths come out equal; of these the one with the least cross-entropy is taken
+(the strongest penalty would be next to no classifier, whose answer is the most frequent class).
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from scipy.special import log_softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
@@ -48,28 +50,29 @@ def logits(probe: LogisticRegression, features: Float[np.ndarray, "n d"], classe
     return found
 
 
-def balanced_accuracy(found: Float[np.ndarray, "n c"], labels: np.ndarray) -> float:
-    """Mean recall over the classes that `labels` have."""
+def _merit(found: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> tuple[float, float]:
+    """Balanced accuracy over the classes that `labels` have, and minus the cross-entropy."""
     table = m.confusion(labels, found.argmax(axis=1), found.shape[1], np.ones((1, len(labels))))
-    return float(m.macro(m.class_recall(table))[0])
+    own = np.arange(len(labels)), labels
+    return round(float(m.macro(m.class_recall(table))[0]), 12), float(log_softmax(found, axis=1)[own].mean())
 
 
 def choose_strength(train: Labelled, validation: Labelled, classes: int) -> float:
-    """C of the highest balanced accuracy on `validation`; of equal ones the smallest."""
-    tried: dict[int, float] = {}
+    """C of the highest balanced accuracy on `validation`; of equal ones that of the least cross-entropy."""
+    tried: dict[int, tuple[float, float]] = {}
 
-    def best() -> int:
-        return min(tried, key=lambda place: (-round(tried[place], 12), place))
-
-    places, step = list(range(0, len(STRENGTHS), 2 * STEPS)), STEPS
-    while places:
+    def best(places: Iterable[int]) -> int:
         for place in places:
-            probe = fit(train, STRENGTHS[place])
-            tried[place] = balanced_accuracy(logits(probe, validation.features, classes), validation.labels)
-        around = (best() - step, best() + step)
-        places = [place for place in around if 0 <= place < len(STRENGTHS) and place not in tried] if step else []
+            if place not in tried:
+                probe = fit(train, STRENGTHS[place])
+                tried[place] = _merit(logits(probe, validation.features, classes), validation.labels)
+        return max(tried, key=lambda place: (*tried[place], -place))
+
+    found, step = best(range(0, len(STRENGTHS), 2 * STEPS)), STEPS
+    while step:
+        found = best(place for place in (found - step, found + step) if 0 <= place < len(STRENGTHS))
         step //= 2
-    return float(STRENGTHS[best()])
+    return float(STRENGTHS[found])
 
 
 class LinearProbe:

@@ -10,6 +10,7 @@ import sklearn.metrics as sk
 import torch
 from PIL import Image
 from scipy.special import logsumexp, softmax
+from torchmetrics.functional.retrieval import retrieval_hit_rate
 
 from medclip.evals.calibration import reliability
 from medclip.evals.classification import ClassificationOutcomes
@@ -126,6 +127,19 @@ def test_retrieval_by_definition() -> None:
     assert (result.details.images, result.details.captions) == (30, 60)
     assert result.details.distinct_captions == len(texts) < 60  # captions are shared
     assert result.skipped["no captions"] == 1
+
+
+def test_recall_at_k_is_torchmetrics_hit_rate() -> None:
+    data, clip = ColourSet(patients=10), ColourClip(0.6)
+    metrics = Retrieval(data, name="colours")(clip, batch_size=7).metrics
+    texts = list(dict.fromkeys(c for _, _, meta in data.rows for c in meta["captions"]))
+    image = clip.encode_image(torch.from_numpy(np.stack([pixels for _, pixels, _ in data.rows])))
+    scores = image @ clip.encode_text(clip.tokenizer(texts)).T
+    own = torch.tensor([[text in meta["captions"] for text in texts] for _, _, meta in data.rows])
+    for k in (1, 5, 10):
+        hits = [float(retrieval_hit_rate(row, truth, top_k=k)) for row, truth in zip(scores, own, strict=True)]
+        assert metrics[f"text_retrieval_recall@{k}"] == pytest.approx(np.mean(hits), abs=1e-12)
+    assert metrics["text_retrieval_recall@1"] < 0.9
 
 
 def test_retrieval_gallery_marks_the_own_items() -> None:
