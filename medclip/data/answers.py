@@ -17,7 +17,8 @@ from itertools import product
 
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _NUMBERS = {"none": "0", "zero": "0"} | {
-    word: str(n) for n, word in enumerate("one two three four five six seven eight nine ten".split(), 1)
+    word: str(n)
+    for n, word in enumerate(("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"), 1)
 }
 _ARTICLES = {"a", "an", "the"}
 # Not those whose letters alone are another word: we're, she'll, it's, let's, I'm…
@@ -29,7 +30,7 @@ _CONTRACTIONS = """
     they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's where'd
     where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all
     y'all'll y'all'd've you'd you'd've you'll you're you've
-""".split()
+"""
 _DECIMAL_COMMA = re.compile(r"\d,\d")
 _FULL_STOP = re.compile(r"\.(?!\d)")  # a decimal point has a digit behind it
 _X_RAY = re.compile(r"\bx ray")
@@ -43,7 +44,7 @@ def _without(word: str) -> list[str]:
     return ["".join(map("".join, zip(pieces, (*marks, ""), strict=True))) for marks in kept]
 
 
-_WHOLE = {lacking: word for word in _CONTRACTIONS for lacking in _without(word)}
+_WHOLE = {lacking: word for word in _CONTRACTIONS.split() for lacking in _without(word)}
 
 
 def normal_answer(answer: object) -> str:
