@@ -129,17 +129,27 @@ def test_retrieval_by_definition() -> None:
     assert result.skipped["no captions"] == 1
 
 
+class Untied(ColourClip):
+    """No two captions are alike: of equal scores the own item counts as the last, which torchmetrics leaves open."""
+
+    def encode_text(self, text: torch.Tensor) -> torch.Tensor:
+        tilt = torch.sin(text.double() @ torch.arange(1.0, 9.0).double()[:, None] * torch.tensor([1.0, 2.0, 3.0]))
+        return torch.nn.functional.normalize(super().encode_text(text) + 0.1 * tilt.float(), dim=-1)
+
+
 def test_recall_at_k_is_torchmetrics_hit_rate() -> None:
-    data, clip = ColourSet(patients=10), ColourClip(0.6)
+    data, clip = ColourSet(patients=10), Untied(0.6)
+    for _, _, meta in data.rows:
+        meta["captions"] = meta["captions"][:1]  # the other one holds words that the toy does not know
     metrics = Retrieval(data, name="colours")(clip, batch_size=7).metrics
     texts = list(dict.fromkeys(c for _, _, meta in data.rows for c in meta["captions"]))
     image = clip.encode_image(torch.from_numpy(np.stack([pixels for _, pixels, _ in data.rows])))
     scores = image @ clip.encode_text(clip.tokenizer(texts)).T
     own = torch.tensor([[text in meta["captions"] for text in texts] for _, _, meta in data.rows])
-    for k in (1, 5, 10):
+    for k in (1, 5):
         hits = [float(retrieval_hit_rate(row, truth, top_k=k)) for row, truth in zip(scores, own, strict=True)]
         assert metrics[f"text_retrieval_recall@{k}"] == pytest.approx(np.mean(hits), abs=1e-12)
-    assert metrics["text_retrieval_recall@1"] < 0.9
+    assert 0.05 < metrics["text_retrieval_recall@1"] < 0.9
 
 
 def test_retrieval_gallery_marks_the_own_items() -> None:
