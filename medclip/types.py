@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checka
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 
@@ -103,6 +103,27 @@ class DualEncoder(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+
+class Asked(NamedTuple):
+    """Questions as their encoder hands them to a head."""
+
+    states: Float[Tensor, "b q dim"]  # after each word
+    real: Bool[Tensor, "b q"]  # False where there is padding
+    embedded: Float[Tensor, "b q width"]  # each word by itself
+
+
+@runtime_checkable
+class QuestionEncoder(Protocol):
+    """Token ids of questions to `Asked`."""
+
+    dim: int
+    width: int
+    tokenizer: Tokenizer
+
+    def __call__(self, text: Int64[Tensor, "b q"]) -> Asked: ...
+
+    def another(self) -> QuestionEncoder: ...  # of the same words, with weights of its own
 
 
 class Sample(TypedDict, total=False):

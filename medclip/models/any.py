@@ -1,4 +1,4 @@
-"""Any checkpoint that can be evaluated: a CLIP from anywhere, or a classifier of `medclip train experiment=thorax`.
+"""Any checkpoint that can be evaluated: a CLIP from anywhere, a classifier (experiment=thorax), a VQA model (medvqa_…).
 
 `random:CHECKPOINT` is the same model with fresh weights: what its architecture reaches without having learnt anything.
 """
@@ -17,10 +17,13 @@ from medclip.models.encoder import refuse_unlike
 from medclip.models.load import load_clip
 from medclip.models.source import find_source
 from medclip.models.vit import Classifier, classifier_from
+from medclip.models.vqa import VqaModel, vqa_from
 from medclip.models.weights import read_checkpoint
 from medclip.types import UserError
 
 RANDOM = "random:"
+_KINDS = {"classifier": classifier_from, "vqa": vqa_from}
+_NAMES = {"classifier": "classifier", "vqa": "VQA model"}
 
 
 def load_any(
@@ -29,12 +32,12 @@ def load_any(
     *,
     seed: int = 0,
     **options: Any,
-) -> Clip | Classifier:
+) -> Clip | Classifier | VqaModel:
     """Load a checkpoint, whichever kind of model it is of.
 
     Args:
-        architecture: see `load_clip`; not for classifiers, which describe themselves.
-        pretrained: what `load_clip` takes, a classifier's .ckpt, or either after `random:`.
+        architecture: see `load_clip`; not for classifiers and VQA models, which describe themselves.
+        pretrained: what `load_clip` takes, the .ckpt of a classifier or VQA model, or any of these after `random:`.
         seed: of the weights after `random:`.
         **options: of `load_clip`, for CLIPs.
 
@@ -54,9 +57,9 @@ def load_any(
         )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        if kind == "classifier":
+        if kind in _KINDS:
             assert isinstance(description, Mapping)
-            model = _classifier(description, str(wanted))
+            model = _described(description, str(wanted))
             return model if fresh else _filled(model, content.get("state_dict"), str(wanted))
         if fresh:
             source = find_source(plain(architecture), wanted, None, options.get("cache_dir"))
@@ -64,16 +67,16 @@ def load_any(
     return load_clip(architecture, wanted, **options)
 
 
-def _classifier(description: Mapping[str, Any], where: str) -> Classifier:
+def _described(description: Mapping[str, Any], where: str) -> Classifier | VqaModel:
     try:
-        return classifier_from(description)
+        return _KINDS[description["kind"]](description)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{where} does not describe its classifier ({error!r}): was it made by another version?"
+            f"{where} does not describe its {_NAMES[description['kind']]} ({error!r}): was it made by another version?"
         ) from error
 
 
-def _filled(model: Classifier, state: Any, where: str) -> Classifier:
+def _filled(model: Classifier | VqaModel, state: Any, where: str) -> Classifier | VqaModel:
     if not isinstance(state, Mapping):
         raise UserError(f"{where} holds no weights: get it again")
     taken = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
