@@ -2,7 +2,7 @@
 
 `{phantoms: {kind: xray, samples: 2400, seed: 1, size: 128}}` in `data.sources` needs no file; `data/make_shards.py`
 writes such a source as shards in BIOMEDICA's layout. The metadata has BIOMEDICA's fields, and under `phantom` what was
-drawn.
+drawn. Of the kind `questions` a sample is a question, `per_patient` of them about each drawing.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from medclip.data.index import digest, fingerprint
 from medclip.data.raw import RawSample
 from medclip.phantoms.generate import generate
 from medclip.phantoms.phantom import KINDS, MAX_SIZE, MIN_SIZE, Phantom, patient_name
+from medclip.phantoms.questions import KIND as QUESTIONS
+from medclip.phantoms.questions import question_phantom
 from medclip.types import UserError
 
 _LABELS = {
     "histology": (["Microscopy"], ["light microscopy"]),
     "xray": (["Clinical Imaging"], ["x-ray radiography"]),
+    QUESTIONS: (["Illustrative Diagrams"], ["drawing"]),
 }  # BIOMEDICA's primary and secondary labels
 _RANGES = {
     "samples": (1, 10**9),
@@ -40,11 +43,11 @@ class Recipe:
     """Which phantoms: `samples` of the endless set (`kind`, `seed`).
 
     Args:
-        kind: histology or xray.
+        kind: histology, xray or questions.
         samples: how many.
         seed: of the set; sets of different seeds share no patient.
         size: pixels, square.
-        per_patient: images of each patient.
+        per_patient: images of each patient; questions about each drawing.
         quality: of the JPEGs.
         masks: put the masks into the metadata, run-length encoded as in COCO (column by column, zeros first).
     """
@@ -72,8 +75,8 @@ class Recipe:
         if missing := {"kind", "samples"} - set(config):
             raise UserError(f"phantoms lacks {' and '.join(sorted(missing))}: e.g. {{kind: xray, samples: 1000}}")
         recipe = cls(**config)
-        if recipe.kind not in KINDS:
-            raise UserError(f"phantoms.kind is {recipe.kind!r}: choose one of {', '.join(KINDS)}")
+        if recipe.kind not in (*KINDS, QUESTIONS):
+            raise UserError(f"phantoms.kind is {recipe.kind!r}: choose one of {', '.join((*KINDS, QUESTIONS))}")
         for name, (low, high) in _RANGES.items():
             value = getattr(recipe, name)
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
@@ -128,8 +131,10 @@ class PhantomSource:
         return patient_name(self.recipe.kind, self.recipe.seed, index // self.recipe.per_patient)
 
     def _draw(self, i: int) -> Phantom:
-        recipe = self.recipe
-        indices = [int(self.rows[i])]
+        recipe, indices = self.recipe, [int(self.rows[i])]
+        if recipe.kind == QUESTIONS:
+            drawing, place = divmod(indices[0], recipe.per_patient)
+            return question_phantom(recipe.seed, indices[0], drawing, place, recipe.size)
         options = {"per_patient": recipe.per_patient, "masks": recipe.masks}
         return generate(recipe.kind, recipe.seed, indices, recipe.size, **options)[0]
 
@@ -142,6 +147,14 @@ def open_phantoms(name: str, config: Mapping[str, Any], caption: CaptionRule, we
     """
     recipe = Recipe.parse(config)
     return PhantomSource(name, recipe, np.arange(recipe.samples), caption, weight)
+
+
+def questions_of(config: Any) -> dict[str, str] | None:
+    """The key `questions` (see `questions`) of a source of generated questions; None for other phantoms."""
+    if not isinstance(config, Mapping) or config.get("kind") != QUESTIONS:
+        return None
+    fields = {key: f"phantom.attributes.{key}" for key in ("question", "answer", "type", "kind", "modality")}
+    return {**fields, "image": "phantom.patient"}
 
 
 def _metadata(phantom: Phantom, recipe: Recipe) -> dict[str, Any]:

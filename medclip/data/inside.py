@@ -8,6 +8,15 @@ import stat
 from medclip.data.bad import BadSample
 
 
+def is_inside(root: str, name: str) -> bool:
+    """Whether there is a file `name` below `root` (an absolute path with links resolved)."""
+    try:
+        path = os.path.realpath(os.path.join(root, name))  # noqa: PTH118  # an absolute name replaces root
+        return os.path.commonpath([root, path]) == root and os.path.isfile(path)  # noqa: PTH113
+    except ValueError:  # a NUL in the name
+        return False
+
+
 def read_inside(root: str, name: str) -> bytes:
     """Content of the regular file `name` below `root` (an absolute path with links resolved).
 

@@ -26,7 +26,9 @@ from medclip.data.index import default_folder
 from medclip.data.ledger import Ledger
 from medclip.data.order import EpochOrder, Part, Plan
 from medclip.data.pairs import PairLoader, PairReader
+from medclip.data.questions import report
 from medclip.data.raw import Source
+from medclip.data.remember import Remembered
 from medclip.data.selection import check_apart, group_hashes
 from medclip.data.sources import open_sources, open_storage
 from medclip.data.tables import TableSource
@@ -57,6 +59,7 @@ class PairData(pl.LightningDataModule):
         max_pixels: larger images are refused before they are decoded.
         max_bad_fraction: the run stops once more than this share of samples is bad.
         drop_last: leave out the last, smaller global batch of an epoch.
+        remember: GB of memory a rank for finished images, where each is asked about many times; without a crop.
         storage: `index`, `cache` and retry settings of remote sources (see `sources.open_storage`).
         output: run folder, for `skipped.jsonl`.
     """
@@ -81,6 +84,7 @@ class PairData(pl.LightningDataModule):
         max_pixels: int = 89_000_000,
         max_bad_fraction: float = 0.05,
         drop_last: bool = False,
+        remember: float = 0.0,
         storage: Mapping[str, Any] | None = None,
         output: str | Path | None = None,
     ) -> None:
@@ -98,6 +102,13 @@ class PairData(pl.LightningDataModule):
                 raise UserError(f"data.{name} is {value!r}: give a whole number, {least} or more")
         if not 0 <= max_bad_fraction <= 1:
             raise UserError(f"data.max_bad_fraction is {max_bad_fraction}: give a share from 0 to 1")
+        if isinstance(remember, bool) or not isinstance(remember, int | float) or not 0 <= remember < 1e6:
+            raise UserError(f"data.remember is {remember!r}: give GB of memory, 0 for none")
+        if remember and (crop is not None or flip or randaug is not None):
+            raise UserError(
+                "data.remember keeps finished images, but data.crop, flip and randaug make another one each time: "
+                "leave these out (data.crop=null), or set data.remember=0"
+            )
         self.configs = [dict(source) for source in sources]
         self.val_configs = [dict(source) for source in val_sources]
         declared = declarations([*self.configs, *self.val_configs], labels, group)
@@ -116,11 +127,13 @@ class PairData(pl.LightningDataModule):
         self.max_pixels = max_pixels
         self.max_bad_fraction = max_bad_fraction
         self.drop_last = drop_last
+        self.remember = remember
         self.storage_options = dict(storage or {})
         self.output = Path(output) if output is not None else None
         self.sources: list[Source] = []
         self.val_sources: list[Source] = []
         self._opened: list[int] = []  # samples of each source before anything was selected
+        self._remembered: dict[bool, Remembered | None] = {}  # of training and of validation
         self._loader: PairLoader | None = None
         self._resume: dict[str, Any] | None = None
 
@@ -149,6 +162,8 @@ class PairData(pl.LightningDataModule):
                 for source, declared in both
             ]
             check_apart(hashes[: len(self.sources)], hashes[len(self.sources) :], next(filter(None, by)))
+        if _trainer(self).global_rank == 0:
+            report(self.sources, self.val_sources, self.classes)
 
     def _tell_of_empty_classes(self) -> None:
         """Warn of classes about which nothing can be learned; where all metadata is at hand, for it is all read."""
@@ -267,6 +282,9 @@ class PairData(pl.LightningDataModule):
                 f"data.eval_resize is {self.eval_resize}, less than the model's {max(model.preprocess.size)} pixels: "
                 "raise it, or set null for the model's own transform"
             )
+        if self.remember and train not in self._remembered:
+            room = int(self.remember * 1e9) - sum(other.bytes for other in self._remembered.values() if other)
+            self._remembered[train] = Remembered.of(sources, model.preprocess.size, room)
         return PairReader(
             sources=sources,
             captions=[source.caption for source in sources],
@@ -280,6 +298,7 @@ class PairData(pl.LightningDataModule):
             storage=self.storage,
             declared=declared,
             resize=self.eval_resize,
+            remembered=self._remembered.get(train),
         )
 
 

@@ -28,7 +28,8 @@ from medclip.data.decode import read_image
 from medclip.data.ledger import Bad, Ledger
 from medclip.data.order import EpochOrder, Plan, Ticket
 from medclip.data.prefetch import Prefetcher
-from medclip.data.raw import Source
+from medclip.data.raw import RawSample, Source
+from medclip.data.remember import Remembered
 from medclip.data.storage import Storage
 from medclip.data.workers import as_is, one_thread
 from medclip.types import Batch, Preprocess, Tokenizer
@@ -51,6 +52,7 @@ class PairReader:
         storage: what remote sources read through.
         declared: labels, statistics and the like, one a source; () for none.
         resize: pixels of the shorter side before the centre crop of the evaluation transform; None for the model's own.
+        remembered: keeps finished images; without a crop only, which makes another image each time.
     """
 
     sources: Sequence[Source]
@@ -65,6 +67,7 @@ class PairReader:
     storage: Storage | None = None
     declared: Sequence[Declared] = ()
     resize: int | None = None
+    remembered: Remembered | None = None
     _starts: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -121,10 +124,17 @@ class PairReader:
         rule, declared = self.captions[source], self.declared[source]
         wants_text = self.tokenizer is not None
         want_meta = (wants_text and rule.needs_meta) or declared.labels is not None
-        raw = self.sources[source].read(index, want_meta=want_meta)
+        place = int(self._starts[source]) + index
+        image = self.remembered.get(place) if self.remembered is not None else None
+        if image is None or (wants_text and rule.takes_text):
+            raw = self.sources[source].read(index, want_meta=want_meta)
+        else:  # the metadata is all that is needed
+            raw = RawSample("", b"", None, self.sources[source].fields(index) if want_meta else None)
         # Caption and labels come first: a sample without them is not worth decoding.
         text = rule.pick(raw, rng, self.tokenizer) if wants_text else ""
         label = declared.labels.vector({"key": raw.key} | (raw.meta or {})) if declared.labels is not None else None
+        if image is not None:
+            return image, text, label
         image = read_image(
             raw.image,
             self.preprocess,
@@ -136,6 +146,8 @@ class PairReader:
             burned_in=declared.burned_in,
             refuse_flat=not wants_text,
         )
+        if self.remembered is not None:
+            self.remembered.put(place, image)
         return image, text, label
 
     def extents(self, sample: int) -> tuple[str, int, int] | None:

@@ -5,6 +5,7 @@
       - {table: pairs.jsonl, split: {by: case, part: train}}
       - {folder: images/, caption: false}
       - {phantoms: {kind: xray, samples: 1000}}
+      - {table: train.json, image_root: imgs, questions: {question: question, answer: answer, type: answer_type}}
       - {slides: {cohort: "slides/*.svs", size: 256, mpp: 0.5}, caption: label}
       - {slides: {table: pathgen.jsonl, root: slides/, size: 336, mpp: 0.5}}
       - {arrays: {images: "test_x.h5:x", labels: "test_y.h5:y"}, caption: false}
@@ -21,6 +22,7 @@ Keys of one: exactly one of `urls` (shards), `table`, `folder`, `phantoms`, `sli
 | `filter` | see `filters` |
 | `split` | `{by: case, part: train \\| test, fraction: 0.2, seed: 0}`; a group is never in two parts |
 | `keep` | keep-list: .parquet (column `key`), .npy or .txt; or a few samples, see below |
+| `questions` | its samples are questions about images: which field says what (see `questions`) |
 | `labels` | how its labels are made, or false for none; over `data.labels` (see `labels`) |
 | `statistics` | `{mean, std}` of its images on a 0..1 scale, in place of the model's |
 | `burned_in` | true takes DICOM pictures that say they hold burned-in annotation |
@@ -69,10 +71,12 @@ from medclip.data import index as indexes
 from medclip.data.arrays import open_arrays
 from medclip.data.arrow import open_arrow
 from medclip.data.captions import CaptionRule
+from medclip.data.embedded import unpack
 from medclip.data.folders import open_folder
-from medclip.data.generated import open_phantoms
+from medclip.data.generated import open_phantoms, questions_of
 from medclip.data.http import public
 from medclip.data.labels import LabelRule
+from medclip.data.questions import QuestionSource, ask, check_ids
 from medclip.data.raw import RawSample, Source
 from medclip.data.selection import apply_few, apply_filter, apply_keep, apply_split
 from medclip.data.shards import ShardSource
@@ -89,7 +93,7 @@ _OF_TABLES = (
     *("image_root", "columns", "header", "suffix", "separator"),
     *("join", "majority", "extract", "image_path", "search"),
 )
-_KEYS = (*_KINDS, "name", "weight", "caption", "filter", "split", "keep", *declared.KEYS, *_OF_TABLES)
+_KEYS = (*_KINDS, "name", "weight", "caption", "filter", "split", "keep", "questions", *declared.KEYS, *_OF_TABLES)
 
 
 def open_sources(
@@ -191,12 +195,16 @@ def _open(
         weight = -1.0
     if not 0 < weight < 1e6:
         raise UserError(f"source {name}: weight is {config.get('weight')!r}, not a positive number")
-    caption = CaptionRule.parse(config.get("caption"))
+    questions = config.get("questions") or (questions_of(target) if kind == "phantoms" else None)
+    caption = config.get("caption")
+    caption = CaptionRule.parse("vqa.question" if questions and caption is None else caption)
     if kind == "urls":
         shards = indexes.index_shards(storage, expand(target), folder)
         source: Source = ShardSource.open(name, storage, shards, caption, weight)
     elif kind == "table":
         options = {key: config[key] for key in _OF_TABLES if config.get(key) is not None}
+        if (unpacked := unpack(str(target), folder)) is not None:
+            target, options["image_root"] = unpacked, None
         source = open_table(name, str(target), caption, weight, **options)
     elif kind == "folder":
         source = open_folder(name, str(target), caption, weight)
@@ -208,6 +216,8 @@ def _open(
         source = open_arrow(name, target, caption, weight)
     else:
         source = open_slides(name, target, caption, weight, folder=folder)
+    if questions:
+        source = ask(source, questions)
     if opened is not None:
         opened(source)
     if config.get("filter"):
@@ -219,6 +229,8 @@ def _open(
         source = apply_few(source, keep, folder, rule)
     elif keep:
         source = apply_keep(source, str(keep))
+    if isinstance(source, QuestionSource):
+        check_ids(source)
     if source.problems:
         reasons = Counter(reason for _, reason, _ in source.problems)
         shown = ", ".join(f"{count} × {reason}" for reason, count in reasons.most_common(4))

@@ -7,6 +7,7 @@ its image paths must end up inside the image root, after every `..` and symbolic
 
 from __future__ import annotations
 
+import csv
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -247,9 +248,16 @@ def table_rows(
                     keep_default_na=False,
                     encoding="utf-8-sig",
                     names=names,
+                    # VQA-Med's bars stand between texts in which a quotation mark is just that.
+                    quoting=csv.QUOTE_NONE if separator == "|" else csv.QUOTE_MINIMAL,
                     index_col=False,  # or a comma too many at the end of each line would shift all columns
                 )
                 yield from _json_rows(frame.apply(lambda column: _typed(column, text=column.name in texts)))
+            case ".pkl" | ".pickle":
+                raise UserError(
+                    f"cannot read table {path}: a pickle can run any program, so none is opened: take the same data as "
+                    ".parquet or .json, or, where you trust its origin, write it as .jsonl yourself"
+                )
             case ".xlsx":
                 frame = _first_sheet(path)
                 yield from _json_rows(frame.apply(lambda column: _typed(column, text=column.name in texts)))

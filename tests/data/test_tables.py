@@ -239,6 +239,7 @@ def test_nothing_outside_is_read(tmp_path: Path, secret: Path) -> None:
     ("name", "content", "config", "says"),
     [
         ("t.ods", "x", {}, "unknown ending"),
+        ("t.pkl", "x", {}, "cannot read table .*a pickle can run any program.*take the same data as .parquet"),
         ("t.csv", "a,b\n1,2\n", {}, "no column for the image; the columns are: a, b: set columns.image"),
         ("t.csv", "image,b\nx,2\n", {}, "no column for the text; .*: set columns.text"),
         ("t.csv", "image,caption\nx,2\n", {"columns": {"image": "img"}}, "no column 'img'"),
@@ -260,12 +261,6 @@ def test_bad_tables_get_one_line(tmp_path: Path, name: str, content: str, config
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="cannot read table"):
         opened(tmp_path / f"missing-{name}", **{k: v for k, v in config.items() if k == "none"})
-
-
-def test_parquet_with_image_bytes_gets_one_line(tmp_path: Path) -> None:
-    pd.DataFrame({"image": [b"\xff\xd8\xff"], "caption": ["x"]}).to_parquet(tmp_path / "t.parquet")
-    with pytest.raises(UserError, match="table"):
-        opened(tmp_path / "t.parquet")
 
 
 # Sources are data
