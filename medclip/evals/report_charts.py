@@ -108,7 +108,7 @@ def _outward() -> Iterator[int]:
 
 
 def recall_curve(ranks: Int[np.ndarray, " n"], items: int, most: int = MOST_POINTS) -> list[tuple[float, float]]:
-    """Recall at k of all k, as steps: across log k from 1 to `items` as a share, up the share of ranks within k."""
+    """Recall at k, at up to `most` k: across log k as a share of the way from 1 to `items`, up the ranks within k."""
     if items < 2:
         return []
     at = np.unique(np.geomspace(1, items, most).round().astype(int))

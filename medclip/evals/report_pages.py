@@ -259,7 +259,9 @@ def _signed(value: float) -> str:
 
 
 def _bounds(estimate: Estimate) -> str:
-    return "" if estimate.low != estimate.low else f"[{_number(estimate.low)}, {_number(estimate.high)}]"
+    return (
+        "" if estimate.low != estimate.low else f"[{_number(estimate.low)}, {_number(estimate.high)}]".replace("-", "−")
+    )
 
 
 def _spread(prompts: Sequence[PromptScore]) -> dict[str, Any]:

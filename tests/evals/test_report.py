@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,12 +14,14 @@ import pytest
 from rich.console import Console
 
 from medclip.evals.bootstrap import Bootstrap
+from medclip.evals.closed_questions import ClosedQuestions
 from medclip.evals.compare import compare
 from medclip.evals.console import headline_table
-from medclip.evals.report import render, summary, write_report
-from medclip.evals.result import LABELS
+from medclip.evals.report import ONE_FILE, pages, render, summary, unique_slugs, write_report
+from medclip.evals.result import LABELS, ClassificationDetails
 from medclip.evals.retrieval import Retrieval
-from medclip.evals.run import Report, make_report, run_evaluation
+from medclip.evals.run import Report, evaluate_checkpoint, make_report, run_evaluation
+from medclip.evals.suite import Suite
 from medclip.evals.zeroshot import ZeroShotClassification
 from medclip.types import UserError
 from tests.evals.eval_toys import ColourClip, ColourSet
@@ -35,6 +38,42 @@ def colour_report(skills: dict[str, float], classes: dict[str, str] | None = Non
     }
     clips = {name: ColourClip(skill) for name, skill in skills.items()}
     return run_evaluation(clips, evals, batch_size=16, settings=SETTINGS)
+
+
+class QuestionSet(ColourSet):
+    """A colour set that asks two questions of each square."""
+
+    def __init__(self, patients: int, seed: int) -> None:
+        super().__init__(patients, seed=seed)
+        for _, _, meta in self.rows:
+            own = meta["label"]
+            first = {"question": "Which <i>colour</i>?", "options": ["red", "green", "blue"], "answer": own}
+            second = {"question": "", "options": [own, "dark"], "answer": own}
+            meta["raw"] = {"colour": first, "tone": second}
+
+
+def many_report(models: dict[str, float], count: int = 9, patients: int = 8) -> Report:
+    """Evaluations of three kinds and four domains in a suite that lacks a task; some names need escaping."""
+    evals = {}
+    for i in range(count):
+        name, data = f"task/{i}", ColourSet(patients, seed=i)
+        if i % 4 == 3:
+            evals[name] = Retrieval(data, name=name)
+        elif i % 4 == 2:
+            data = QuestionSet(patients, i)
+            evals[name] = ClosedQuestions(data, name=name, questions=["colour", "tone"])
+        else:
+            role = "retention" if i % 8 == 0 else "domain"
+            evals[name] = ZeroShotClassification(data, name=name, templates=["a {c} square", "{c}"], role=role)
+    results = {}
+    for model, skill in models.items():
+        found = evaluate_checkpoint(ColourClip(skill), evals, batch_size=16)  # type: ignore[arg-type]
+        domains = ("pathology", "radiology", "eyes & ears", "skin")
+        results[model] = {
+            k: replace(r, domain=domains[i % 4], source="confirmed") for i, (k, r) in enumerate(found.items())
+        }
+    suite = Suite("all9", (*evals, "absent"), core=("task/0", "task/1"))
+    return make_report(results, settings=SETTINGS, suites=[suite])
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +194,131 @@ def test_one_group_gives_values_without_intervals() -> None:
     row = report.comparisons["x"].rows[0]
     assert math.isnan(row.estimates["a"].low) and row.differences["b"].verdict == "no change beyond chance"
     assert "few groups" in render(report)
+
+
+def test_many_evaluations_get_a_page_each_and_all_links_lead_somewhere(tmp_path: Path) -> None:
+    many = many_report({"base": 0.1, "adapted": 0.5})
+    assert len(many.comparisons) > ONE_FILE
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "gone.html").write_text("of an earlier report")
+    first = write_report(many, tmp_path)
+    texts = {path: path.read_text() for path in (first, *(tmp_path / "tasks").iterdir())}
+    assert sorted(path.name for path in texts) == ["report.html", *(f"task-{i}.html" for i in range(9))]
+    reached = set()
+    for path, text in texts.items():
+        page = Page(text)
+        assert page.open == [] and len(page.ids) == len(set(page.ids))
+        assert "http" not in text and "script" not in page.tags and "url(" not in text
+        assert "<i>colour" not in text
+        for address in page.addresses:
+            if address.startswith("#"):
+                assert address[1:] in page.ids
+            elif not address.startswith("data:"):
+                target = (path.parent / address).resolve()
+                assert target in {own.resolve() for own in texts}
+                reached.add((path.name, target.name))
+    assert {to for place, to in reached if place == "report.html"} == {f"task-{i}.html" for i in range(9)}
+    assert ("task-4.html", "task-3.html") in reached and ("task-4.html", "task-5.html") in reached
+    assert "Which &lt;i&gt;colour&lt;/i&gt;?" in texts[tmp_path / "tasks" / "task-2.html"]
+    # A report of few evaluations into the same folder is one file again.
+    write_report(colour_report({"base": 0.2, "adapted": 0.9}), tmp_path)
+    assert list((tmp_path / "tasks").iterdir()) == []
+
+
+def test_the_first_page_grows_by_little_with_each_evaluation() -> None:
+    """Pictures and tables are on the pages of tasks: forty evaluations of three checkpoints stay near 150 kB."""
+    sizes = [
+        len(
+            dict(pages(many_report({"base": 0.1, "adapted": 0.5, "blend": 0.3}, count, patients=3)))[
+                "report.html"
+            ].encode()
+        )
+        for count in (8, 16)
+    ]
+    assert (sizes[1] - sizes[0]) / 8 < 4500
+    assert "data:image" not in dict(pages(many_report({"base": 0.1}, 8, patients=3)))["report.html"]
+
+
+def test_a_suite_is_drawn_with_its_numbers_and_says_what_it_lacks() -> None:
+    many = many_report({"base": 0.1, "adapted": 0.5})
+    text = render(many)
+    suite = many.suites["all9"]
+    assert "Incomplete: no result of this suite." in text and "absent" in text
+    panel = text[text.index('<section class="panel suite"') : text.index("Its tasks, and what each counts by")]
+    for mean in (suite.overall, suite.core, *suite.domains.values()):
+        assert mean is not None
+        for e in mean.estimates.values():
+            assert f"<b>{e.value:.3f}</b>" in panel
+    assert panel.count("<polygon") == 4 + 2 and ">eyes &amp; ears</text>" in panel
+    # Bars are as long as the means: twice the value, twice the width.
+    widths = [float(w) for w in re.findall(r'<rect class="m\d" [^>]*width="([\d.]+)%"', panel)]
+    means = (suite.overall, *suite.domains.values(), *([suite.core] if suite.core else []))
+    values = [e.value for mean in means for e in mean.estimates.values()]
+    assert (
+        np.allclose(np.array(widths) / widths[0], np.array(values) / values[0], rtol=2e-3)
+        and max(widths) <= 100
+        and top <= 1
+    )
+
+
+def test_one_domain_or_one_checkpoint_needs_no_radar_and_no_change() -> None:
+    results = {"only": many_report({"base": 0.3}, 4).comparisons}
+    single = make_report(
+        {"only": {name: replace(c.any_result, domain="") for name, c in results["only"].items()}},
+        settings=SETTINGS,
+        suites=[Suite("four", tuple(results["only"]))],
+    )
+    text = render(single)
+    assert "<polygon" not in text and "Change by task" not in text and 'class="tile' not in text
+    assert Page(text).open == [] and "Incomplete" not in text
+
+
+def test_rings_are_changes_within_chance_and_dots_beyond() -> None:
+    many = many_report({"base": 0.1, "adapted": 0.5})
+    text = render(many)
+    figures = "".join(re.findall(r'<ol class="changes">.*?</ol>', text, re.DOTALL))
+    shown = [c for role in ("domain", "retention") if len(many.role(role)) > 2 for c in many.role(role)]
+    verdicts = [c.headline[0].differences["adapted"].verdict for c in shown]
+    rings = len(re.findall(r'<circle class="m1 even"', figures))
+    assert rings == verdicts.count("no change beyond chance")
+    assert len(re.findall(r'<circle class="m1"', figures)) == len(verdicts) - rings > 0
+
+
+def test_every_template_is_a_dot_and_the_confusions_are_told() -> None:
+    report = colour_report({"base": 0.05, "adapted": 0.9})
+    text = render(report)
+    strips = re.findall(r'<svg class="strip".*?</svg>', text, re.DOTALL)
+    assert [strip.count("<circle") for strip in strips] == [2, 2]
+    details = report.comparisons["colours"].results["base"].details
+    assert isinstance(details, ClassificationDetails) and details.showcase is not None
+    first = details.showcase.confused[0]
+    names = list(details.classes)
+    assert first.count == details.confusion[names.index(first.truth)][names.index(first.said)]
+    assert all(e.truth == first.truth and e.guesses[0][0] == first.said for e in first.examples)
+    assert all(e.guesses[0][0] == e.truth for e in details.showcase.right)
+    assert all(e.guesses[0][0] != e.truth for e in details.showcase.wrong)
+    assert f"<b>{first.truth}</b> taken for <b>{first.said}</b>" in text
+    ece = report.comparisons["colours"].results["base"].reliability.ece  # type: ignore[union-attr]
+    assert f"ECE {ece:.3f}" in text
+
+
+def test_names_become_files_that_do_not_collide() -> None:
+    assert unique_slugs(["a/b", "a b", "A-B", "../x", ""]) == {
+        "a/b": "a-b", "a b": "a-b-2", "A-B": "A-B-3", "../x": "-x", "": "-",
+    }  # fmt: skip
+
+
+def test_a_sentence_names_the_largest_of_many() -> None:
+    many = many_report({"base": 0.1, "adapted": 0.6}, 24, patients=12)
+    line = summary(many)[0]
+    gains = [
+        (row.differences["adapted"].value, c.name)
+        for c in many.role("domain")
+        for row in c.headline
+        if row.differences["adapted"].verdict == "gain"
+    ]
+    assert len(gains) > 5 and f"and {len(gains) - 5} more" in line
+    assert line.index(max(gains)[1]) < 60
 
 
 def test_nothing_to_report_is_said() -> None:
