@@ -23,7 +23,8 @@ words), `type` ("closed" or "open"), `slot` ("closed: yes", "open: left lung": a
     caption: vqa.question                       # what these sources have where `caption` says nothing
     labels: {names: …, from: class, field: vqa.slot, other: zeros}
 
-`vocabulary` lists the answers of the training questions for `labels.names`, `words` the words of the questions.
+`vocabulary` lists the answers of the training questions for `labels.names`, `words` the words of the questions,
+`texts` the questions.
 """
 
 from __future__ import annotations
@@ -307,6 +308,19 @@ def words(
         for word in source.about(i)["question"].split()
     )
     return sorted((word for word, count in counts.items() if count >= least), key=lambda word: (-counts[word], word))
+
+
+def texts(sources: Sequence[Mapping[str, Any]], *, storage: Mapping[str, Any] | None = None) -> list[str]:
+    """The questions themselves, in the words by which they are compared.
+
+    Args:
+        sources: configs of the training questions.
+        storage: as in `data.storage`.
+
+    Raises:
+        UserError: a source that has no questions.
+    """
+    return [source.about(i)["question"] for source in _opened(sources, storage) for i in range(len(source))]
 
 
 def unknown_answers(source: QuestionSource, names: Sequence[str]) -> Counter[str]:
