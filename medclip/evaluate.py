@@ -24,7 +24,7 @@ from medclip.evals.console import headline_table, progress
 from medclip.evals.records import records, suites_json
 from medclip.evals.report import write_report
 from medclip.evals.result import EvalData, Evaluation, Role
-from medclip.evals.run import Report, evaluate_checkpoint, make_report
+from medclip.evals.run import Precision, Report, evaluate_checkpoint, make_report
 from medclip.evals.suite import Suite, suite_lines
 from medclip.types import UserError
 
@@ -42,6 +42,8 @@ def evaluate(cfg: DictConfig) -> Report:
     settings = bootstrap_settings(cfg.bootstrap)
     cfg, suites = complete_suites(cfg)
     check_evals(cfg)
+    if cfg.precision not in get_args(Precision):
+        raise UserError(f"precision={cfg.precision}: choose one of {', '.join(get_args(Precision))}")
     cards = cards_of(cfg.evals)
     folder = output_folder(cfg)
     OmegaConf.update(cfg, "output", str(folder))  # which loggers interpolate; a sweep's job has got one of its own
@@ -52,7 +54,12 @@ def evaluate(cfg: DictConfig) -> Report:
         for name, source in checkpoints.items():
             clip = build(cfg.load, pretrained=source).to(device).eval()
             found = evaluate_checkpoint(
-                clip, evals, batch_size=cfg.batch_size, workers=cfg.workers, on_progress=progress_of(name)
+                clip,
+                evals,
+                batch_size=cfg.batch_size,
+                workers=cfg.workers,
+                precision=cfg.precision,
+                on_progress=progress_of(name),
             )
             results[name] = {k: replace(r, domain=cards[k].domain, source=cards[k].source) for k, r in found.items()}
             del clip

@@ -76,6 +76,7 @@ def test_two_checkpoints_end_in_a_report_and_a_table(run, tmp_path: Path, capsys
         ([*ZERO_SHOT, "checkpoint=1", "bootstrap.samples=many"], "must be at least 100"),
         ([*ZERO_SHOT, "checkpoint=1", "+evals.colours.role=retain"], "evals.colours.role=retain: choose one of domain"),
         ([*ZERO_SHOT, "checkpoint=1", "batch_size=0"], "batch_size=0: give a whole number"),
+        ([*ZERO_SHOT, "checkpoint=1", "precision=16"], "precision=16: choose one of fp32, bf16"),
         ([*ZERO_SHOT, "checkpoint=1", "batchsize=3"], "batchsize"),
         (
             ["checkpoint=1", "eval=[retrieval]", "evals.retrieval.data._target_=tests.evals.eval_toys.ColourSet"],

@@ -11,7 +11,7 @@ from medclip.evals.bootstrap import Bootstrap
 from medclip.evals.compare import Comparison, compare
 from medclip.evals.result import Evaluation, Result
 from medclip.evals.suite import Suite, SuiteResult, suite_result
-from medclip.infer.memory import Remembering
+from medclip.infer.memory import Precision, Remembering
 from medclip.infer.scorers import Classifier
 from medclip.types import DualEncoder, UserError
 
@@ -43,14 +43,17 @@ def evaluate_checkpoint(
     *,
     batch_size: int = 64,
     workers: int = 0,
+    precision: Precision = "fp32",
     on_progress: OnProgress = lambda name, done, total: None,
 ) -> dict[str, Result]:
     """Every evaluation of one checkpoint; the same image or text is embedded once for all of them.
 
+    With `precision` "bf16" a CLIP's towers run under autocast.
+
     Raises:
         UserError: a classifier for an evaluation that needs a CLIP.
     """
-    remembering = Remembering(clip) if isinstance(clip, DualEncoder) else clip
+    remembering = Remembering(clip, precision) if isinstance(clip, DualEncoder) else clip
     if remembering is clip and (unfit := [n for n, e in evals.items() if not getattr(e, "takes_classifiers", False)]):
         raise UserError(
             f"evaluation {unfit[0]!r} needs texts, but this checkpoint is a classifier: leave one of them out"

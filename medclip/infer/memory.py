@@ -9,18 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from hashlib import blake2b
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from medclip.types import DualEncoder, Preprocess, Tokenizer
 
+Precision = Literal["fp32", "bf16"]
+
 
 class Remembering:
-    """`encoder` with a memory; a `DualEncoder` itself. Features come back as float32 on the CPU."""
+    """`encoder` with a memory; a `DualEncoder` itself. Features come back as float32 on the CPU.
 
-    def __init__(self, encoder: DualEncoder) -> None:
+    Args:
+        encoder: whose features are remembered.
+        precision: "bf16" runs the towers under autocast; what follows them stays float32 all the same.
+    """
+
+    def __init__(self, encoder: DualEncoder, precision: Precision = "fp32") -> None:
         self.encoder = encoder
+        self.precision = precision
         self.preprocess: Preprocess = encoder.preprocess
         self.tokenizer: Tokenizer = encoder.tokenizer
         self._images: dict[bytes, Tensor] = {}
@@ -50,6 +59,7 @@ class Remembering:
         first = {digest: i for i, digest in reversed(list(enumerate(digests))) if digest not in memory}
         if first:
             wanted = sorted(first.values())
-            features = encode(rows[wanted].to(self.device)).float().cpu()
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                features = encode(rows[wanted].to(self.device)).float().cpu()
             memory.update((digests[i], row.clone()) for i, row in zip(wanted, features, strict=True))
         return torch.stack([memory[digest] for digest in digests])

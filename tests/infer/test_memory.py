@@ -45,3 +45,16 @@ def test_equal_bytes_of_another_shape_or_type_are_another_input() -> None:
     memory.encode_image(torch.zeros(1, 3, 2, 2, dtype=torch.int16))
     memory.encode_text(torch.zeros(1, 3, 2, 4, dtype=torch.uint8))
     assert flat.asked == [1, 1, 1, 1]
+
+
+def test_bf16_runs_the_towers_under_autocast_and_gives_float32_back() -> None:
+    class Tower(Flat):
+        def encode_image(self, image: Tensor) -> Tensor:
+            self.kind = (image.flatten(1).float() @ torch.eye(12)).dtype
+            return normalize(image.flatten(1).float() @ torch.eye(12), dim=-1)
+
+    rows = torch.arange(24, dtype=torch.uint8).reshape(2, 3, 2, 2)
+    for precision, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        tower = Tower()
+        found = Remembering(tower, precision).encode_image(rows)  # type: ignore[arg-type]
+        assert tower.kind == kind and found.dtype == torch.float32
