@@ -44,10 +44,10 @@ PEER = VENV / "bench-clip-benchmark"
 PACKAGE = "clip-benchmark==1.6.2"
 BATCH = 64
 STAINS = {
-    "adenocarcinoma": (1.0, 0.8, 0.9),
-    "lymphoid tissue": (0.8, 0.8, 1.0),
-    "muscle": (1.0, 0.8, 0.8),
-    "fat": (1.0, 1.0, 0.9),
+    "adenocarcinoma": (1.0, 0.7, 0.9),
+    "lymphoid tissue": (0.7, 0.7, 1.0),
+    "muscle": (1.0, 0.75, 0.65),
+    "fat": (1.0, 1.0, 0.8),
 }
 TEMPLATES = [f"{start} {{c}}{end}" for start in ("a photo of", "an image of", "view of") for end in (".", " tissue")]
 SMALL = {
@@ -76,7 +76,7 @@ def write_images(folder: Path, count: int) -> None:
         label, tint = list(STAINS.items())[i % len(STAINS)]
         picture = cv2.imdecode(np.frombuffer(_jpeg(rng, fields), np.uint8), cv2.IMREAD_COLOR)
         assert picture is not None
-        shaded = np.clip(picture * (np.array(tint[::-1]) + 0.06 * rng.standard_normal(3)), 0, 255).astype(np.uint8)
+        shaded = np.clip(picture * (np.array(tint[::-1]) + 0.03 * rng.standard_normal(3)), 0, 255).astype(np.uint8)
         (folder / label).mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(folder / label / f"{i:05d}.jpg"), shaded, [cv2.IMWRITE_JPEG_QUALITY, 80])
 
