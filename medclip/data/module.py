@@ -163,7 +163,8 @@ class PairData(pl.LightningDataModule):
             ]
             check_apart(hashes[: len(self.sources)], hashes[len(self.sources) :], next(filter(None, by)))
         if _trainer(self).global_rank == 0:
-            report(self.sources, self.val_sources, self.classes)
+            answers = any(one.labels and one.labels.listing.startswith("vqa.") for one in self.declared)
+            report(self.sources, self.val_sources, self.classes if answers else ())
 
     def _tell_of_empty_classes(self) -> None:
         """Warn of classes about which nothing can be learned; where all metadata is at hand, for it is all read."""
