@@ -112,7 +112,7 @@ def _largest(changes: list[tuple[float, str]]) -> str:
 
 
 def _change(comparison: Comparison, row: MetricRow, difference: Estimate) -> str:
-    return f"{comparison.name} {row.label} ({difference.value:+.3f})"
+    return f"{comparison.name} {row.label} ({difference.value:+.3f})".replace("(-", "(−")
 
 
 def _write(path: Path, content: str) -> Path:
