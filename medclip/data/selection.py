@@ -50,7 +50,8 @@ def apply_filter(source: Source, text: str, folder: Path) -> Source:
     mask = (verdicts >= 0) & (verdicts & 1 == 1)
     if not mask.any():
         raise UserError(
-            f"source {source.name} is empty: none of its {len(source)} samples passes the filter {keep.text!r}"
+            f"source {source.name} is empty: none of its {len(source)} samples passes the filter {keep.text!r} "
+            f"({_first_has(source, sorted(keep.names))}): mend it, or leave it out"
         )
     return source.select(mask)
 
@@ -95,7 +96,8 @@ def apply_split(source: Source, config: Mapping[str, Any], folder: Path) -> Sour
     mask = (places > 0) & (test if part == "test" else ~test)
     if not mask.any():
         raise UserError(
-            f"source {source.name} is empty: none of its {len(source)} samples falls into part {part} by {by!r}"
+            f"source {source.name} is empty: none of its {len(source)} samples falls into part {part} by {by!r}: "
+            "change its fraction or seed"
         )
     return source.select(mask)
 
@@ -295,6 +297,17 @@ def there_are(source: Source) -> str:
             return "the fields are: " + ", ".join(_names(source.fields(i)))
         except BadSample:
             continue
+    return "no metadata could be read"
+
+
+def _first_has(source: Source, names: Sequence[str]) -> str:
+    """What the first readable sample says in these fields, for messages."""
+    for i in range(min(len(source), 20)):
+        try:
+            fields = source.fields(i)
+        except BadSample:
+            continue
+        return "the first has " + ", ".join(f"{name} {str(lookup(fields, name))[:40]!r}" for name in names)
     return "no metadata could be read"
 
 
