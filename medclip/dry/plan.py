@@ -23,7 +23,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one GPU. `activations` is the most there is at once, what an operation needs for a moment included."""
+    """Bytes on one GPU. `activations` is the most there is at once, what an operation needs for a moment included.
+
+    The sum is a little too high: gradients and the most activations are seldom there at the same time.
+    """
 
     weights: int
     gradients: int
