@@ -30,7 +30,7 @@ def end_of_axis(values: Iterable[float]) -> float:
 def range_of_axis(values: Iterable[float]) -> tuple[float, float]:
     """Twentieths around `values`, within 0 and 1, at least a tenth apart."""
     known = [v for v in values if v == v] or [0.0, 1.0]
-    low, high = math.floor(20 * min(known)) / 20, math.ceil(20 * max(known)) / 20
+    low, high = math.floor(round(20 * min(known), 6)) / 20, math.ceil(round(20 * max(known), 6)) / 20
     if high - low < 0.1:
         low, high = max(0.0, low - 0.05), min(1.0, high + 0.05)
     return low, high

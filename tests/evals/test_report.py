@@ -18,7 +18,7 @@ from medclip.evals.closed_questions import ClosedQuestions
 from medclip.evals.compare import compare
 from medclip.evals.console import headline_table
 from medclip.evals.report import ONE_FILE, pages, render, summary, unique_slugs, write_report
-from medclip.evals.result import LABELS, ClassificationDetails
+from medclip.evals.result import LABELS, ClassificationDetails, FewShotDetails, ShotRow
 from medclip.evals.retrieval import Retrieval
 from medclip.evals.run import Report, evaluate_checkpoint, make_report, run_evaluation
 from medclip.evals.suite import Suite
@@ -297,6 +297,26 @@ def test_every_template_is_a_dot_and_the_confusions_are_told() -> None:
     assert f"<b>{first.truth}</b> taken for <b>{first.said}</b>" in text
     ece = report.comparisons["colours"].results["base"].reliability.ece  # type: ignore[union-attr]
     assert f"ECE {ece:.3f}" in text
+
+
+def test_curves_over_shots_are_drawn_from_their_draws() -> None:
+    """Shots 1, 2, 4 in equal steps; balanced accuracy on an axis from 0.4 to 0.6."""
+    rows = [ShotRow("tip", k, 3 * k, [m - 0.05, m + 0.05], m, 0.07) for k, m in ((1, 0.45), (2, 0.5), (4, 0.55))]
+    details = FewShotDetails({"red": ["red"]}, ["{c}"], 0.5, rows)
+    one = colour_report({"base": 0.2}).comparisons["colours"].results["base"]
+    text = render(make_report({"base": {"few": replace(one, task="few_shot", details=details)}}, settings=SETTINGS))
+    (chart,) = re.findall(r'<svg class="chart"[^>]*aria-label="tip.*?</svg>', text, re.DOTALL)
+    assert 'points="0.0,75.0 50.0,50.0 100.0,25.0"' in chart
+    dots = re.findall(r'<circle[^>]*cx="([\d.]+)" cy="([\d.]+)"', chart)
+    assert dots == [
+        ("0.0", "100.0"),
+        ("0.0", "50.0"),
+        ("50.0", "75.0"),
+        ("50.0", "25.0"),
+        ("100.0", "50.0"),
+        ("100.0", "0.0"),
+    ]
+    assert 'y1="50.0"' in re.search(r'<line class="zero.*?/>', chart)[0]  # type: ignore[index]
 
 
 def test_names_become_files_that_do_not_collide() -> None:
