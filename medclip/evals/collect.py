@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from io import BytesIO
 
+import cv2
 import numpy as np
+import simplejpeg
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from medclip.evals.result import Advance, EvalData
@@ -48,7 +48,8 @@ def collect(
         usable = [i for i, m in enumerate(meta) if (m["label"] is not None if need == "label" else m["captions"])]
         lacking += len(meta) - len(usable)
         if usable:
-            rows.append(clip.encode_image(images[usable].to(clip.device)).float().cpu())
+            seen = images[: len(meta)] if len(usable) == len(meta) else images[usable]  # a view where it will do
+            rows.append(clip.encode_image(seen.to(clip.device)).float().cpu())
             found.thumbnails += [thumbnail(images[i]) for i in usable]
             found.keys += [keys[i] for i in usable]
             found.groups += [str(meta[i]["group"]) for i in usable]
@@ -67,11 +68,12 @@ def collect(
 
 def thumbnail(image: Tensor) -> bytes:
     """A small JPEG of a uint8 (3, h, w) image."""
-    picture = Image.fromarray(np.ascontiguousarray(image.cpu().numpy().transpose(1, 2, 0)))
-    picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    buffer = BytesIO()
-    picture.save(buffer, "JPEG", quality=78)
-    return buffer.getvalue()
+    pixels = np.ascontiguousarray(image.cpu().numpy().transpose(1, 2, 0))
+    scale = THUMBNAIL / max(pixels.shape[:2])
+    if scale < 1:
+        height, width = (max(1, round(scale * side)) for side in pixels.shape[:2])
+        pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    return simplejpeg.encode_jpeg(pixels, quality=78, colorspace="RGB", colorsubsampling="420", fastdct=True)
 
 
 def spread_evenly(count: int, wanted: int) -> list[int]:

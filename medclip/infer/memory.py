@@ -60,6 +60,7 @@ class Remembering:
         if first:
             wanted = sorted(first.values())
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                features = encode(rows[wanted].to(self.device)).float().cpu()
+                new = rows if len(wanted) == len(rows) else rows[wanted]
+                features = encode(new.to(self.device)).float().cpu()
             memory.update((digests[i], row.clone()) for i, row in zip(wanted, features, strict=True))
         return torch.stack([memory[digest] for digest in digests])
