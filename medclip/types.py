@@ -119,7 +119,9 @@ class QuestionEncoder(Protocol):
 
     dim: int
     width: int
-    tokenizer: Tokenizer
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
 
     def __call__(self, text: Int64[Tensor, "b q"]) -> Asked: ...
 

@@ -11,7 +11,7 @@ L_open). A branch without rows adds 0.
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,7 @@ def answers_loss(
     logits: Float[Tensor, "n answers"],
     label: Float[Tensor, "n answers"],
     own: Bool[Tensor, "n answers"],
-    reduction: Literal["sum", "mean"],
+    reduction: str,
 ) -> Float[Tensor, ""]:
     """Sum over branches of the mean over their rows. Labels are 0 or 1."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -55,14 +55,14 @@ class AnswersLoss(nn.Module):
     """`answers_loss` as a loss term.
 
     Args:
-        reduction: over the answers of a branch.
+        reduction: over the answers of a branch: "sum" or "mean".
     """
 
-    def __init__(self, reduction: Literal["sum", "mean"] = "mean") -> None:
+    def __init__(self, reduction: str = "mean") -> None:
         super().__init__()
         if reduction not in ("sum", "mean"):
             raise UserError(f"loss answers: reduction is {reduction!r}: choose sum or mean")
-        self.reduction: Literal["sum", "mean"] = reduction
+        self.reduction = reduction
 
     def forward(self, out: Answers, batch: Batch) -> Float[Tensor, ""]:
         return answers_loss(out.logits, right_answers(batch), out.own, self.reduction)

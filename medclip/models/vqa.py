@@ -60,7 +60,7 @@ class Router(nn.Module):
         frozen: it has been trained already, and stays as it is.
     """
 
-    def __init__(self, questions: QuestionEncoder, head: partial[nn.Module], *, frozen: bool = False) -> None:
+    def __init__(self, questions: QuestionEncoder, head: partial[Any], *, frozen: bool = False) -> None:
         super().__init__()
         assert isinstance(questions, nn.Module)
         self.questions = questions
@@ -107,7 +107,7 @@ class VqaModel(nn.Module):
         self,
         visual: nn.Module | None,
         questions: QuestionEncoder,
-        head: partial[nn.Module],
+        head: partial[Any],
         answers: Sequence[str],
         router: Router | None = None,
     ) -> None:
@@ -123,14 +123,15 @@ class VqaModel(nn.Module):
         self.visual: Any = visual
         self.questions: Any = questions
         self._made_by = head
-        self.head: Any = head(0 if visual is None else self.visual.dim, questions, len(self.answers), self.closed)
-        if self.head.routed and not 0 < self.closed < len(self.answers):
+        self.routed = bool(getattr(head.func, "routed", False))
+        if self.routed and not 0 < self.closed < len(self.answers):
             raise UserError(
                 f"this head has a branch for closed and one for open questions, but {self.closed} of "
                 f"{len(self.answers)} answers are closed: say data.labels.field=vqa.slot, with questions of both types"
             )
-        if self.head.routed and router is None:
+        if self.routed and router is None:
             raise UserError("this head needs to know which questions are closed: say model.types (conf/model/vqa_qcr)")
+        self.head: Any = head(0 if visual is None else self.visual.dim, questions, len(self.answers), self.closed)
         self.router = router
         own = None if visual is None else self.visual.preprocess
         self.preprocess: Preprocess = own or Preprocess(size=(32, 32) if visual is None else (224, 224))
@@ -161,7 +162,7 @@ class VqaModel(nn.Module):
         odds = self._odds(text)
         known = torch.ones(len(text), dtype=torch.bool, device=text.device)
         closed, label = odds >= 0, batch.get("label")
-        if self.head.routed and label is not None:
+        if self.routed and label is not None:
             right = label == 1
             known = right.any(1)
             closed = right[:, : self.closed].any(1)
@@ -198,9 +199,9 @@ class VqaModel(nn.Module):
 def build_vqa(
     answers: Sequence[str] | None,
     questions: QuestionEncoder,
-    head: partial[nn.Module],
+    head: partial[Any],
     visual: nn.Module | None = None,
-    types: str | partial[nn.Module] | None = None,
+    types: str | partial[Any] | None = None,
 ) -> VqaModel:
     """A model to be trained.
 

@@ -95,7 +95,7 @@ def neighbours(
         weights = 1 / torch.tensor([asked[j] for j in columns.tolist()], dtype=torch.float64)
     sums = torch.zeros(n, dtype=torch.float64).index_add(0, rows, weights)[rows]
     shares = torch.where(sums > 0, weights / sums, 0.0)
-    matrix = torch.sparse_coo_tensor(torch.stack([rows, columns]), shares, (n, n))
+    matrix = torch.sparse_coo_tensor(torch.stack([rows, columns]), shares, (n, n), check_invariants=True)
     return torch.sparse.mm(matrix, table.double()).to(table.dtype)
 
 

@@ -61,7 +61,9 @@ def test_a_row_is_the_same_alone_and_attention_sums_to_one(name: str):
     torch.testing.assert_close(whole.attention.sum((2, 3)), torch.ones(whole.attention.shape[:2]))
 
 
-@pytest.mark.parametrize("closed", [[True] * 4, [False] * 4, [True, False, False, True]], ids=["closed", "open", "both"])
+@pytest.mark.parametrize(
+    "closed", [[True] * 4, [False] * 4, [True, False, False, True]], ids=["closed", "open", "both"]
+)
 def test_qcr_takes_each_row_through_its_branch_alone(closed: list[bool]):
     head = heads()["qcr"].eval()
     logits, own, _ = judge(head, 4, closed)
