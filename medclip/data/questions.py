@@ -289,38 +289,28 @@ def vocabulary(
 
 
 def words(
-    sources: Sequence[Mapping[str, Any]], *, least: int = 1, storage: Mapping[str, Any] | None = None
+    sources: Sequence[Mapping[str, Any]],
+    *,
+    least: int = 1,
+    also: Sequence[Mapping[str, Any]] = (),
+    storage: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """The words of the questions, from the most frequent to the rarest.
 
     Args:
         sources: configs of the training questions.
         least: times that a word must occur.
+        also: further sources whose words count too; as published these are the test set's.
         storage: as in `data.storage`.
 
     Raises:
         UserError: a source that has no questions.
     """
-    counts = Counter(
-        word
-        for source in _opened(sources, storage)
-        for i in range(len(source))
-        for word in source.about(i)["question"].split()
-    )
+    counts: Counter[str] = Counter()
+    for source in _opened([*sources, *also], storage):
+        for i in range(len(source)):
+            counts.update(source.about(i)["question"].split())
     return sorted((word for word, count in counts.items() if count >= least), key=lambda word: (-counts[word], word))
-
-
-def texts(sources: Sequence[Mapping[str, Any]], *, storage: Mapping[str, Any] | None = None) -> list[str]:
-    """The questions themselves, in the words by which they are compared.
-
-    Args:
-        sources: configs of the training questions.
-        storage: as in `data.storage`.
-
-    Raises:
-        UserError: a source that has no questions.
-    """
-    return [source.about(i)["question"] for source in _opened(sources, storage) for i in range(len(source))]
 
 
 def unknown_answers(source: QuestionSource, names: Sequence[str]) -> Counter[str]:

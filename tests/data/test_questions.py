@@ -117,6 +117,7 @@ def test_closed_answers_come_first_and_an_answer_to_both_is_two(tmp_path: Path) 
     assert vocabulary([source], field="vqa.answer", **options) == ["left", "yes", "left lung"]
     assert vocabulary([source], least=2, **options) == ["closed: yes"]
     assert words([source], least=2, **options) == ["is", "left", "mass", "the"]
+    assert words([source], least=4, also=[source], **options) == ["is", "left", "mass", "the"]
 
 
 def test_the_test_sets_answers_are_in_the_vocabulary_only_if_one_says_so(tmp_path: Path) -> None:
@@ -383,3 +384,6 @@ def test_a_training_of_vqa_rad_is_built_from_its_yaml(tmp_path: Path) -> None:
     assert made.classes[:2] == ("closed: no", "closed: yes")
     closed = [name.startswith("closed: ") for name in made.classes]
     assert closed == sorted(closed, reverse=True) and 20 < sum(closed) < 60
+    # A model names the same node, and gets the same list.
+    cfg.model = {"_target_": "builtins.dict", "answers": "${data.labels.names}", "_convert_": "all"}
+    assert build(cfg.model)["answers"] == list(made.classes)
