@@ -260,7 +260,8 @@ def vocabulary(
 
     Args:
         sources: configs of the training questions.
-        field: `vqa.slot`, by which an answer to closed and to open questions is two; `vqa.answer`: one list for both.
+        field: `vqa.slot`, by which an answer to closed and to open questions is two; `vqa.answer`: one list for both;
+            `vqa.type`: closed and open themselves.
         least: questions that an answer must be the right one to.
         also: further sources whose answers count too. As published these are the test set's: it tells which answers
             will be asked for, so that scores rise.
@@ -269,10 +270,10 @@ def vocabulary(
     Raises:
         UserError: a source that has no questions, another field, or no answer that is frequent enough.
     """
-    key = {"vqa.slot": "slot", "vqa.answer": "answer"}.get(field)
+    key = {"vqa.slot": "slot", "vqa.answer": "answer", "vqa.type": "type"}.get(field)
     if key is None or isinstance(least, bool) or not isinstance(least, int) or least < 1:
         raise UserError(
-            f"vocabulary: field is {field!r} and least {least!r}: use vqa.slot or vqa.answer, and a whole number"
+            f"vocabulary: field is {field!r} and least {least!r}: use vqa.slot, vqa.answer or vqa.type, and a whole number"
         )
     counts: Counter[str] = Counter()
     closed: Counter[str] = Counter()
@@ -311,6 +312,19 @@ def words(
         for i in range(len(source)):
             counts.update(source.about(i)["question"].split())
     return sorted((word for word, count in counts.items() if count >= least), key=lambda word: (-counts[word], word))
+
+
+def texts(sources: Sequence[Mapping[str, Any]], *, storage: Mapping[str, Any] | None = None) -> list[str]:
+    """The questions themselves, in the words by which they are compared.
+
+    Args:
+        sources: configs of the training questions.
+        storage: as in `data.storage`.
+
+    Raises:
+        UserError: a source that has no questions.
+    """
+    return [source.about(i)["question"] for source in _opened(sources, storage) for i in range(len(source))]
 
 
 def unknown_answers(source: QuestionSource, names: Sequence[str]) -> Counter[str]:
