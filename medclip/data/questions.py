@@ -273,7 +273,7 @@ def vocabulary(
     key = {"vqa.slot": "slot", "vqa.answer": "answer", "vqa.type": "type"}.get(field)
     if key is None or isinstance(least, bool) or not isinstance(least, int) or least < 1:
         raise UserError(
-            f"vocabulary: field is {field!r} and least {least!r}: use vqa.slot, vqa.answer or vqa.type, and a whole number"
+            f"vocabulary: field is {field!r} and least {least!r}: use vqa.slot, vqa.answer or vqa.type, and a number"
         )
     counts: Counter[str] = Counter()
     closed: Counter[str] = Counter()
