@@ -49,6 +49,20 @@ TOYS = {
         "data.group=phantom.patient",
         "task.lr_batch=null",
     ],
+    "medclip.models.vqa.build_vqa": [
+        "data.sources=[{phantoms: {kind: questions, samples: 24, size: 64, seed: 0}}]",
+        "data.val_sources=[{phantoms: {kind: questions, samples: 12, size: 64, seed: 1}}]",
+        "model.visual={_target_: tests.models.test_vqa.Mean}",
+    ],
+}
+QUESTIONS = {
+    "medclip.models.question_rnn.QuestionRnn": ["model.questions.hidden=8", "model.questions.embedding=6"],
+    "medclip.models.question_clip.QuestionClip": [
+        "model.questions.clip.architecture={embed_dim: 16, vision_cfg: {image_size: 32, patch_size: 16, layers: 1, "
+        "width: 32, head_width: 16}, text_cfg: {context_length: 16, vocab_size: 49408, layers: 1, width: 16, "
+        "heads: 2}}",
+        "model.questions.clip.pretrained=null",
+    ],
 }
 
 
@@ -83,6 +97,8 @@ def targets(node: object) -> list[str]:
 def test_experiments_run(name: str, tmp_path: Path) -> None:
     shipped = composed("train", f"experiment={name}")
     toy = [*TOYS[shipped.model._target_]]
+    if "questions" in shipped.model:
+        toy += QUESTIONS[shipped.model.questions._target_]
     if len(shipped.data.val_sources) and not any(word.startswith("data.val_sources") for word in toy):
         toy.append(f"data.val_sources=[{PHANTOMS % 1}]")
     if "text_tower" in shipped.adapt:  # of a model that must be fetched; see tests/models/test_text_tower.py

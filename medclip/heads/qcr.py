@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from medclip.heads.compat import dropout, is_paper
+from medclip.heads import compat as published
 from medclip.heads.gated import GatedWords, xavier
 from medclip.heads.judged import Judged
 from medclip.heads.mevf import Fusion
@@ -32,6 +32,7 @@ class Qcr(nn.Module):
         answers: number of answers, closed ones first.
         closed: how many of them are closed.
         fusion: `Ban` or `San`, without its sizes.
+        dropout: before the last layers.
         compat: "paper" keeps the dropout within r(q) at work in tests.
     """
 
@@ -45,13 +46,14 @@ class Qcr(nn.Module):
         closed: int,
         *,
         fusion: Fusion,
+        dropout: float = 0.5,
         compat: str | None = None,
     ) -> None:
         super().__init__()
-        self.reasoning = Reasoning(questions.another(), paper=is_paper(compat, "model.head"))
+        self.reasoning = Reasoning(questions.another(), paper=published.is_paper(compat, "model.head"))
         sizes = (closed, answers - closed)
         self.fusions = nn.ModuleList(fusion(objects, questions.dim) for _ in sizes)
-        self.classifiers = nn.ModuleList(classifier(questions.dim, size) for size in sizes)
+        self.classifiers = nn.ModuleList(classifier(questions.dim, size, dropout) for size in sizes)
         self.columns = (slice(0, closed), slice(closed, answers))
 
     def forward(
@@ -99,7 +101,7 @@ class Reasoning(nn.Module):
         dim = questions.dim
         self.gate = GatedWords(questions.width, dim)
         self.layers = nn.Sequential(
-            xavier(dim, 2 * dim), nn.ReLU(), xavier(2 * dim, dim), dropout(paper), nn.ReLU(), xavier(dim, dim)
+            xavier(dim, 2 * dim), nn.ReLU(), xavier(2 * dim, dim), published.dropout(paper), nn.ReLU(), xavier(dim, dim)
         )
 
     def forward(self, text: Int64[Tensor, "b L"]) -> Float[Tensor, "b dim"]:
