@@ -95,7 +95,7 @@ def sheet(columns: Sequence[Tensor]) -> Image.Image:
     n = len(columns[0])
     page = Image.new("RGB", (len(columns) * (w + GAP) + GAP, HEAD + n * (h + GAP)), "white")
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(13)
-    for column, (title, pictures) in enumerate(zip(TITLES, columns, strict=True)):
+    for column, (title, pictures) in enumerate(zip(TITLES, columns, strict=False)):
         left = GAP + column * (w + GAP)
         pen.text((left, 3), title, fill="black", font=font)
         pixels = (pictures.float().cpu() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
