@@ -150,7 +150,7 @@ def test_public_layouts(run, tmp_path: Path, capsys, name: str, write) -> None:
                 "eval=[phantom_thorax,phantom_xray]",
                 "evals.phantom_xray.data.sources=${evals.phantom_thorax.data.sources}",
             ],
-            "'phantom_xray' needs texts",
+            "'phantom_xray' is for CLIPs",
         ),
     ],
 )

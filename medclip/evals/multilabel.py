@@ -57,7 +57,7 @@ class MultiLabel:
         UserError: no class, a class that the data lacks, or prompts that are no pairs.
     """
 
-    takes_classifiers = True
+    takes = ("clip", "classifier")
 
     def __init__(
         self,

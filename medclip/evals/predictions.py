@@ -1,7 +1,8 @@
-"""Each sample's labels and probabilities of a multi-label classification, as a table for one's own analysis.
+"""Each sample's labels and predictions, as a table for one's own analysis: `predictions-EVALUATION-CHECKPOINT.csv`.
 
-`predictions-EVALUATION-CHECKPOINT.csv`: the sample's key, then for each class its label (1, 0, or empty where unknown)
-and its probability (empty where the checkpoint does not know the class). Patients are not written.
+Of a multi-label classification: the sample's key, then for each class its label (1, 0, or empty where unknown) and its
+probability (empty where the checkpoint does not know the class). Patients are not written. Of questions about images:
+see `vqa_predictions`.
 """
 
 from __future__ import annotations
@@ -16,15 +17,19 @@ from scipy.special import expit
 
 from medclip.evals.multilabel_outcomes import MultiLabelOutcomes
 from medclip.evals.run import Report
+from medclip.evals.vqa_outcomes import VqaOutcomes
+from medclip.evals.vqa_predictions import table as vqa_table
 
 
 def predictions(report: Report) -> Iterator[tuple[str, str]]:
     """(file name, text) of each table."""
     for comparison in report.comparisons.values():
         for model, result in comparison.results.items():
+            words = (re.sub(r"[^\w.-]+", "-", word) for word in ("predictions", comparison.name, model))
             if isinstance(result.outcomes, MultiLabelOutcomes):
-                words = (re.sub(r"[^\w.-]+", "-", word) for word in ("predictions", comparison.name, model))
                 yield "-".join(words) + ".csv", table(result.outcomes)
+            elif isinstance(result.outcomes, VqaOutcomes):
+                yield "-".join(words) + ".csv", vqa_table(result.outcomes)
 
 
 def table(outcomes: MultiLabelOutcomes) -> str:

@@ -26,6 +26,8 @@ from medclip.evals.result import (
 )
 from medclip.evals.run import Report
 from medclip.evals.suite import SuiteResult
+from medclip.evals.vqa_controls import controls
+from medclip.evals.vqa_details import VqaDetails
 
 
 def records(report: Report) -> list[dict[str, Any]]:
@@ -101,6 +103,8 @@ def _record(report: Report, comparison: Comparison, model: str, result: Result) 
         record["classnames"] = details.classes
         record["templates"] = details.templates
         record["shots"] = [asdict(row) for row in details.rows]
+    elif isinstance(details, VqaDetails):
+        record |= _vqa_record(report, comparison, model, details)
     elif isinstance(details, RetrievalDetails):
         record["images"] = details.images
         record["captions"] = details.captions
@@ -109,6 +113,33 @@ def _record(report: Report, comparison: Comparison, model: str, result: Result) 
         record["reliability"] = asdict(result.reliability)
     record["made"] = {"created": report.created, "bootstrap": asdict(report.settings), "versions": report.versions}
     return record
+
+
+def _vqa_record(report: Report, comparison: Comparison, model: str, details: VqaDetails) -> dict[str, Any]:
+    """Sizes, accuracies of parts, and what is left without the right image."""
+    without = controls(comparison, report.settings.level)[model]
+    parts: dict[str, dict[str, Any]] = {}
+    for part in details.parts:
+        own = {"questions": part.questions} | _kind_record(comparison, part.label, model)
+        parts.setdefault(f"per_{part.of}", {})[part.name] = own
+    return {
+        "images": details.images,
+        "questions": details.questions,
+        "answers": details.answers,
+        "unknown": details.unknown,
+        "majority": {"of": details.majority_of} | details.majority,
+        "controls": {
+            control: {
+                metric: {
+                    "value": left.estimate.value,
+                    "interval": [left.estimate.low, left.estimate.high],
+                    "image_adds": asdict(left.added),
+                }
+                for metric, left in found.items()
+            }
+            for control, found in without.items()
+        },
+    } | parts
 
 
 def _kind_record(comparison: Comparison, kind: str, model: str) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from medclip.evals.result import (
 from medclip.evals.retrieval import RetrievalOutcomes
 from medclip.evals.run import Report
 from medclip.evals.suite import Mean, SuiteResult
+from medclip.evals.vqa_controls import controls
+from medclip.evals.vqa_details import VqaDetails
 
 ROLES = (
     ("domain", "Gain: the domain", "What the adaptation was for: a gain is hoped for here."),
@@ -39,6 +41,7 @@ TASKS = {
     "closed_questions": "Closed questions",
     "linear_probe": "Linear probe",
     "few_shot": "Few-shot classification",
+    "visual_question_answering": "Questions about images",
 }
 PARTS = {  # how an evaluation's details are laid out; one without any is its metrics alone
     ClassificationDetails: "report_classification.html.j2",
@@ -46,6 +49,7 @@ PARTS = {  # how an evaluation's details are laid out; one without any is its me
     MultiLabelDetails: "multilabel.html.j2",
     ClosedQuestionsDetails: "report_questions.html.j2",
     FewShotDetails: "report_few_shot.html.j2",
+    VqaDetails: "report_vqa.html.j2",
 }
 DOT, REACH = 9.0, 36.0  # of a strip plot, in pixels: between two rows of dots, and of all rows to one side
 
@@ -86,6 +90,7 @@ def environment(report: Report, link: Callable[[str], str], slugs: Mapping[str, 
         strip_plot=_strips,
         recall_curves=_recall_curves,
         shot_curves=_shot_curves,
+        vqa_controls=lambda comparison: controls(comparison, report.settings.level),
         averages=_averages,
         top_of=lambda means: charts.end_of_axis(x for mean in means for e in mean.estimates.values() for x in _ends(e)),
         radar=_radar,

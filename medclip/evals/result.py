@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from medclip.evals.calibration import Bin, Reliability
 from medclip.evals.multilabel_curves import OperatingPoint
+from medclip.evals.vqa_details import VqaDetails
 from medclip.types import Batch, DualEncoder, Preprocess
 
 Role = Literal["domain", "retention"]
@@ -25,6 +26,13 @@ LABELS = {
     "auroc": "macro AUROC",
     "mean_average_precision": "macro AUPRC",
     "brier": "Brier score",
+    "closed_accuracy": "closed accuracy",
+    "open_accuracy": "open accuracy",
+    "routing_accuracy": "closed told from open",
+    "bleu1": "BLEU-1 of open answers",
+    "bleu2": "BLEU-2 of open answers",
+    "bleu3": "BLEU-3 of open answers",
+    "bleu4": "BLEU-4 of open answers",
     "text_retrieval_recall@1": "image→text R@1",
     "text_retrieval_recall@5": "image→text R@5",
     "text_retrieval_recall@10": "image→text R@10",
@@ -248,7 +256,9 @@ class MultiLabelDetails:
     attention: bool  # whether the gallery's pictures show attention
 
 
-Details = ClassificationDetails | RetrievalDetails | MultiLabelDetails | ClosedQuestionsDetails | FewShotDetails
+Details = (
+    ClassificationDetails | RetrievalDetails | MultiLabelDetails | ClosedQuestionsDetails | FewShotDetails | VqaDetails
+)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
 
 from medclip.evals.bootstrap import Bootstrap
 from medclip.evals.compare import Comparison, compare
@@ -13,9 +14,13 @@ from medclip.evals.result import Evaluation, Result
 from medclip.evals.suite import Suite, SuiteResult, suite_result
 from medclip.infer.memory import Precision, Remembering
 from medclip.infer.scorers import Classifier
+from medclip.infer.vqa import Answerer
 from medclip.types import DualEncoder, UserError
 
 OnProgress = Callable[[str, int, int], object]  # evaluation, samples done, samples in all
+Model = DualEncoder | Classifier | Answerer
+Kind = Literal["clip", "classifier", "vqa"]
+_KINDS: dict[Kind, str] = {"clip": "CLIP", "classifier": "classifier", "vqa": "VQA model"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Report:
 
 
 def evaluate_checkpoint(
-    clip: DualEncoder | Classifier,
+    clip: Model,
     evals: Mapping[str, Evaluation],
     *,
     batch_size: int = 64,
@@ -51,13 +56,17 @@ def evaluate_checkpoint(
     With `precision` "bf16" a CLIP's towers run under autocast.
 
     Raises:
-        UserError: a classifier for an evaluation that needs a CLIP.
+        UserError: a checkpoint of a kind that an evaluation does not take.
     """
+    kind = kind_of(clip)
+    for name, evaluation in evals.items():
+        takes: Sequence[Kind] = getattr(evaluation, "takes", ("clip",))
+        if kind not in takes:
+            raise UserError(
+                f"evaluation {name!r} is for {' and '.join(f'{_KINDS[k]}s' for k in takes)}, but this checkpoint is a "
+                f"{_KINDS[kind]}: leave one of them out"
+            )
     remembering = Remembering(clip, precision) if isinstance(clip, DualEncoder) else clip
-    if remembering is clip and (unfit := [n for n, e in evals.items() if not getattr(e, "takes_classifiers", False)]):
-        raise UserError(
-            f"evaluation {unfit[0]!r} needs texts, but this checkpoint is a classifier: leave one of them out"
-        )
     results = {}
     for name, evaluation in evals.items():
         done, total = 0, len(evaluation.data)
@@ -69,13 +78,20 @@ def evaluate_checkpoint(
             on_progress(name, done, total)
 
         results[name] = evaluation(
-            remembering,  # pyright: ignore[reportArgumentType]  # a classifier only where it is taken
+            remembering,  # pyright: ignore[reportArgumentType]  # only kinds that it takes
             batch_size=batch_size,
             workers=workers,
             advance=advance,
         )
         on_progress(name, total, total)
     return results
+
+
+def kind_of(model: Model) -> Kind:
+    """What evaluations tell models apart by; one that does not say which it takes (`takes`) takes CLIPs."""
+    if isinstance(model, Answerer):
+        return "vqa"
+    return "clip" if isinstance(model, DualEncoder) else "classifier"
 
 
 def make_report(
@@ -108,7 +124,7 @@ def make_report(
 
 
 def run_evaluation(
-    clips: Mapping[str, DualEncoder | Classifier],
+    clips: Mapping[str, Model],
     evals: Mapping[str, Evaluation],
     *,
     batch_size: int = 64,

@@ -231,7 +231,7 @@ def test_what_cannot_be_evaluated_is_said() -> None:
 def test_a_classifier_has_no_words_for_other_evaluations() -> None:
     evals = {"thorax": thorax(), "colours": ZeroShotClassification(ColourSet(), name="colours")}
     model = BandClassifier()
-    with pytest.raises(UserError, match="'colours' needs texts, but this checkpoint is a classifier"):
+    with pytest.raises(UserError, match="'colours' is for CLIPs, but this checkpoint is a classifier"):
         evaluate_checkpoint(model, evals)
     assert model.seen == 0  # before anything was computed
 
