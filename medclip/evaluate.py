@@ -28,6 +28,8 @@ from medclip.evals.run import Precision, Report, evaluate_checkpoint, make_repor
 from medclip.evals.suite import Suite, suite_lines
 from medclip.types import UserError
 
+_SET = "medclip.data.evalset.EvalSet"
+
 
 def evaluate(cfg: DictConfig) -> Report:
     """Run the configured evaluations on the configured checkpoints.
@@ -44,6 +46,7 @@ def evaluate(cfg: DictConfig) -> Report:
     check_evals(cfg)
     if cfg.precision not in get_args(Precision):
         raise UserError(f"precision={cfg.precision}: choose one of {', '.join(get_args(Precision))}")
+    set_decode(cfg)
     cards = cards_of(cfg.evals)
     folder = output_folder(cfg)
     OmegaConf.update(cfg, "output", str(folder))  # which loggers interpolate; a sweep's job has got one of its own
@@ -154,6 +157,22 @@ def complete_suites(cfg: DictConfig) -> tuple[DictConfig, list[Suite]]:
         for task in {task for suite in suites for task in suite.tasks} & set(lacking):
             del cfg.evals[task]
     return cfg, suites
+
+
+def set_decode(cfg: DictConfig) -> None:
+    """Tell every set that does not say `exact` itself how `cfg.decode` wants its images decoded.
+
+    Raises:
+        UserError: another word than exact or fast.
+    """
+    if cfg.decode not in ("exact", "fast"):
+        raise UserError(f"decode={cfg.decode}: choose exact or fast")
+    for node in cfg.evals.values():
+        for part in ("data", "train", "validation"):
+            data = node.get(part)
+            if isinstance(data, DictConfig) and data.get("_target_") == _SET and "exact" not in data:
+                with open_dict(data):
+                    data.exact = cfg.decode == "exact"
 
 
 def build_evals(cfg: DictConfig) -> dict[str, Evaluation]:

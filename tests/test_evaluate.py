@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from medclip.config import CONF
-from medclip.evaluate import main
+from medclip.evaluate import main, set_decode
 
 # A user's own evaluation, found with --config-dir.
 COLOURS = """# @package evals.colours
@@ -68,6 +68,7 @@ def test_two_checkpoints_end_in_a_report_and_a_table(run, tmp_path: Path, capsys
     [
         (["eval=[zeroshot]"], "give either checkpoint=PATH or several"),
         ([*ZERO_SHOT, "checkpoint=1", "checkpoints.base=1"], "both were given"),
+        ([*ZERO_SHOT, "checkpoint=1", "decode=quick"], "decode=quick: choose exact or fast"),
         (["checkpoint=1"], "no evaluation given"),
         ([*ZERO_SHOT, "checkpoint=1", "+evals.colours.classes={Red: red}"], "no configured class (configured: 'Red'"),
         ([*ZERO_SHOT, "checkpoint=1", "evals.colours.data.patients=0"], "nothing to evaluate"),
@@ -100,3 +101,15 @@ def test_every_shipped_evaluation_composes_under_its_own_name(path: Path) -> Non
     node = OmegaConf.to_container(cfg.evals[path.stem])
     assert isinstance(node, dict)
     assert node["_target_"].startswith("medclip.evals.") and node["role"] in ("domain", "retention")
+
+
+@pytest.mark.parametrize("decode", ["exact", "fast"])
+def test_decode_is_of_every_set_that_does_not_say_itself(decode: str) -> None:
+    words = ["eval=[medpix_modality,linear_probe,thorax]", "+evals.thorax.data.exact=true", f"decode={decode}"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("evaluate", words)
+    cfg.evals.linear_probe.train = {"_target_": "medclip.data.evalset.EvalSet"}
+    set_decode(cfg)
+    wanted = decode == "exact"
+    assert cfg.evals.medpix_modality.data.exact is wanted and cfg.evals.linear_probe.train.exact is wanted
+    assert cfg.evals.thorax.data.exact is True

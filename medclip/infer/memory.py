@@ -7,7 +7,7 @@ for another; it holds a feature row a distinct input (2 KiB at 512 dimensions), 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Literal
 
@@ -17,6 +17,11 @@ from torch import Tensor
 from medclip.types import DualEncoder, Preprocess, Tokenizer
 
 Precision = Literal["fp32", "bf16"]
+
+
+# What is larger than 32 MiB, glibc gives back to the kernel each time, and its fresh pages cost more than to normalise
+# the images in them (64 of 224 px: 0.40 against 0.17 ms each).
+_PIECE = 24 << 20
 
 
 class Remembering:
@@ -61,6 +66,11 @@ class Remembering:
             wanted = sorted(first.values())
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 new = rows if len(wanted) == len(rows) else rows[wanted]
-                features = encode(new.to(self.device)).float().cpu()
+                features = torch.cat([encode(piece.to(self.device)).float().cpu() for piece in self._pieces(new)])
             memory.update((digests[i], row.clone()) for i, row in zip(wanted, features, strict=True))
         return torch.stack([memory[digest] for digest in digests])
+
+    def _pieces(self, rows: Tensor) -> Sequence[Tensor]:
+        """All rows at once on a GPU; on a CPU as many as make `_PIECE` bytes of float32."""
+        most = max(1, _PIECE // (4 * rows[0].numel()))
+        return rows.split(most) if self.device.type == "cpu" else [rows]

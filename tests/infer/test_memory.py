@@ -58,3 +58,11 @@ def test_bf16_runs_the_towers_under_autocast_and_gives_float32_back() -> None:
         tower = Tower()
         found = Remembering(tower, precision).encode_image(rows)  # type: ignore[arg-type]
         assert tower.kind == kind and found.dtype == torch.float32
+
+
+def test_large_batches_go_through_the_tower_in_pieces_and_come_back_whole() -> None:
+    flat = Flat()
+    rows = torch.randint(0, 255, (50, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    found = Remembering(flat).encode_image(rows)  # type: ignore[arg-type]
+    assert sum(flat.asked) == 50 and max(flat.asked) * 3 * 224 * 224 * 4 <= 32 << 20
+    torch.testing.assert_close(found, Flat().encode_image(rows))
