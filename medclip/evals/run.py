@@ -66,7 +66,7 @@ def evaluate_checkpoint(
                 f"evaluation {name!r} is for {' and '.join(f'{_KINDS[k]}s' for k in takes)}, but this checkpoint is a "
                 f"{_KINDS[kind]}: leave one of them out"
             )
-    remembering = Remembering(clip, precision) if isinstance(clip, DualEncoder) else clip
+    remembering = Remembering(clip, precision, images=len(evals) > 1) if isinstance(clip, DualEncoder) else clip
     results = {}
     for name, evaluation in evals.items():
         done, total = 0, len(evaluation.data)

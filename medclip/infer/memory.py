@@ -30,14 +30,15 @@ class Remembering:
     Args:
         encoder: whose features are remembered.
         precision: "bf16" runs the towers under autocast; what follows them stays float32 all the same.
+        images: False where each image is asked about once, so that none need be told from the others.
     """
 
-    def __init__(self, encoder: DualEncoder, precision: Precision = "fp32") -> None:
+    def __init__(self, encoder: DualEncoder, precision: Precision = "fp32", *, images: bool = True) -> None:
         self.encoder = encoder
         self.precision = precision
         self.preprocess: Preprocess = encoder.preprocess
         self.tokenizer: Tokenizer = encoder.tokenizer
-        self._images: dict[bytes, Tensor] = {}
+        self._images: dict[bytes, Tensor] | None = {} if images else None
         self._texts: dict[bytes, Tensor] = {}
 
     @property
@@ -58,17 +59,21 @@ class Remembering:
         return self._recall(text, self._texts, self.encoder.encode_text)
 
     @torch.inference_mode()
-    def _recall(self, rows: Tensor, memory: dict[bytes, Tensor], encode: Callable[[Tensor], Tensor]) -> Tensor:
+    def _recall(self, rows: Tensor, memory: dict[bytes, Tensor] | None, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        if memory is None:
+            return self._embed(rows, encode)
         kind = blake2b(f"{rows.dtype}{tuple(rows.shape[1:])}".encode(), digest_size=16).digest()
         digests = [blake2b(row.tobytes(), digest_size=16, key=kind).digest() for row in rows.cpu().numpy()]
         first = {digest: i for i, digest in reversed(list(enumerate(digests))) if digest not in memory}
         if first:
             wanted = sorted(first.values())
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                new = rows if len(wanted) == len(rows) else rows[wanted]
-                features = torch.cat([encode(piece.to(self.device)).float().cpu() for piece in self._pieces(new)])
+            features = self._embed(rows if len(wanted) == len(rows) else rows[wanted], encode)
             memory.update((digests[i], row.clone()) for i, row in zip(wanted, features, strict=True))
         return torch.stack([memory[digest] for digest in digests])
+
+    def _embed(self, rows: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return torch.cat([encode(piece.to(self.device)).float().cpu() for piece in self._pieces(rows)])
 
     def _pieces(self, rows: Tensor) -> Sequence[Tensor]:
         """All rows at once on a GPU; on a CPU as many as make `_PIECE` bytes of float32."""

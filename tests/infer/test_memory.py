@@ -35,6 +35,9 @@ def test_each_distinct_row_is_embedded_once() -> None:
     torch.testing.assert_close(memory.encode_image(second), Flat().encode_image(second))
     assert flat.asked == [3, 2]
     assert isinstance(memory, DualEncoder)
+    forgetful = Remembering(flat, images=False)  # type: ignore[arg-type]
+    torch.testing.assert_close(forgetful.encode_image(first), Flat().encode_image(first))
+    assert flat.asked == [3, 2, 4]
 
 
 def test_equal_bytes_of_another_shape_or_type_are_another_input() -> None:
