@@ -52,7 +52,6 @@ TOYS = {
     "medclip.models.vqa.build_vqa": [
         "data.sources=[{phantoms: {kind: questions, samples: 24, size: 64, seed: 0}}]",
         "data.val_sources=[{phantoms: {kind: questions, samples: 12, size: 64, seed: 1}}]",
-        "model.visual={_target_: tests.models.test_vqa.Mean}",
     ],
 }
 QUESTIONS = {
@@ -81,6 +80,7 @@ def test_groups_compose_and_name_things_that_exist(path: Path) -> None:
     group, choice = path.parent.as_posix(), path.stem
     verb = {"eval": "evaluate", "suite": "evaluate", "slides": "extract", "encoder": "extract"}.get(group, "train")
     value = f"[{choice}]" if group in ("loss", "eval", "logger", "callbacks") else choice
+    group = f"+{group}" if "/" in group else group  # a part that only some choices have: model/visual
     cfg = composed(verb, f"{group}={value}")
     for target in targets(OmegaConf.to_container(cfg, resolve=False)):
         assert callable(get_object(target)), target
@@ -99,6 +99,7 @@ def test_experiments_run(name: str, tmp_path: Path) -> None:
     toy = [*TOYS[shipped.model._target_]]
     if "questions" in shipped.model:
         toy += QUESTIONS[shipped.model.questions._target_]
+        toy += [] if shipped.model.visual is None else ["model/visual=dae"]
     if len(shipped.data.val_sources) and not any(word.startswith("data.val_sources") for word in toy):
         toy.append(f"data.val_sources=[{PHANTOMS % 1}]")
     if "text_tower" in shipped.adapt:  # of a model that must be fetched; see tests/models/test_text_tower.py
