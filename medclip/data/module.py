@@ -202,11 +202,7 @@ class PairData(pl.LightningDataModule):
         ledger = Ledger(path, max_bad_fraction=self.max_bad_fraction)
         for source, total in zip(self.sources, self._opened, strict=True):
             ledger.known(source.problems, of=total, list_them=trainer.global_rank == 0)
-        order = EpochOrder(
-            [Part(len(source), source.chunks, source.weight) for source in self.sources],
-            seed=self.seed,
-            buffer=self.shuffle_buffer,
-        )
+        order = self._order(train=True)
         self._loader = PairLoader(
             self._reader(self.sources, self.declared, train=True),
             order,
@@ -228,12 +224,11 @@ class PairData(pl.LightningDataModule):
     def val_dataloader(self) -> list[PairLoader]:
         if not self.val_sources:
             return []
-        order = EpochOrder([Part(len(s), s.chunks, 1.0) for s in self.val_sources], seed=self.seed, shuffle=False)
         ledger = Ledger(None, max_bad_fraction=self.max_bad_fraction)
         return [
             PairLoader(
                 self._reader(self.val_sources, self.val_declared, train=False),
-                order,
+                self._order(train=False),
                 self._plan(),
                 ledger,
                 workers=self.workers,
@@ -270,6 +265,12 @@ class PairData(pl.LightningDataModule):
                 f"{self.mark()}): restore the same data.sources and seed, or start a new run from the checkpoint with "
                 "model.pretrained="
             )
+
+    def _order(self, *, train: bool) -> EpochOrder:
+        if not train:
+            return EpochOrder([Part(len(s), s.chunks, 1.0) for s in self.val_sources], seed=self.seed, shuffle=False)
+        parts = [Part(len(source), source.chunks, source.weight) for source in self.sources]
+        return EpochOrder(parts, seed=self.seed, buffer=self.shuffle_buffer)
 
     def _plan(self, *, drop_last: bool = False) -> Plan:
         trainer = _trainer(self)
