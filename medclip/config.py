@@ -98,6 +98,13 @@ def _one_line(error: BaseException) -> str | None:
         if missing or isinstance(error.__cause__, TypeError | ValueError):
             root = chain[-1] if missing else error.__cause__
             return f"{key} cannot be built: {' '.join(str(root).split())} (see {key} in `--cfg job`)"
+    if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
+        words = [word for word in sys.argv[1:] if (CONF / re.split("[@=]", word)[0].lstrip("+")).is_dir()]
+        nulls = [word for word in words if word.rpartition("=")[2].lower() in ("null", "")]
+        return (
+            f"{' '.join(nulls or words)}: a group takes the name of a config, not null: leave the word out, or take away "
+            "what is chosen by default: ~GROUP"
+        )
     if isinstance(error, MissingMandatoryValue):
         key = re.sub(r"\[(\d+)\]", r".\1", str(error).splitlines()[0].removeprefix("Missing mandatory value: "))
         return f"Missing mandatory value: {key}: say {key}=… on the command line"

@@ -55,6 +55,7 @@ TINY = ["train", "experiment=tiny", SOURCE]
         ([*TINY, "task.schedule.warmup=-1"], "task.schedule.warmup is -1"),
         ([*TINY, "loss=[clip]", "+loss.weights.distill=1"], "loss.weights names ['distill']"),
         (["evaluate", "checkpoint=nowhere.ckpt", "eval=[zeroshot]"], "Missing mandatory value"),
+        (["evaluate", "suite=null", "checkpoint=x"], "suite=null: a group takes the name of a config"),
         (["export", "checkpoint=tests", "output=x"], "no open_clip model"),
         (["demo", "data_folder=nowhere"], "is no folder"),
         (["demo", "data_folder=docs"], "holds no pairs"),
