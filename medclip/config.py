@@ -102,8 +102,8 @@ def _one_line(error: BaseException) -> str | None:
         words = [word for word in sys.argv[1:] if (CONF / re.split("[@=]", word)[0].lstrip("+")).is_dir()]
         nulls = [word for word in words if word.rpartition("=")[2].lower() in ("null", "")]
         return (
-            f"{' '.join(nulls or words)}: a group takes the name of a config, not null: leave the word out, or take away "
-            "what is chosen by default: ~GROUP"
+            f"{' '.join(nulls or words)}: a group takes the name of a config, not null: leave the word out, or take "
+            "away what is chosen by default: ~GROUP"
         )
     if isinstance(error, MissingMandatoryValue):
         key = re.sub(r"\[(\d+)\]", r".\1", str(error).splitlines()[0].removeprefix("Missing mandatory value: "))
