@@ -70,14 +70,15 @@ class Vqa:
             found.keys,
             found.groups,
             found.questions,
-            [known[i] for i in replies.place],
+            replies.said(known),
             replies.probability.astype(np.float64),
             replies.closed.astype(np.float64),
             self._controls(clip, found, known, batch_size) if self.controls else {},
         )
         majority, majority_of = most_frequent(names, found.questions)
         heard = set(known)
-        unknown = Counter(question.answer for question in found.questions if question.answer not in heard)
+        chooses = all(text is None for text in replies.texts)  # else it can say what no training question had
+        unknown = Counter(q.answer for q in found.questions if chooses and q.answer not in heard)
         rows = {right: choose(outcomes, found.pool.held, right) for right in (True, False)}
         return Result(
             task="visual_question_answering",
@@ -134,11 +135,11 @@ class Vqa:
         held, others = found.pool.held, found.pool.others()
         names = len(questions) * [next(iter(held))]
         blind = answers_about(model, held, names, questions, batch_size, without_image=True)
-        answers: dict[str, list[str]] = {QUESTION_ONLY: [known[i] for i in blind.place]}
+        answers: dict[str, list[str]] = {QUESTION_ONLY: blind.said(known)}
         if others:  # else there is one image
             names = [others[question.image] for question in found.questions]
             astray = answers_about(model, held, names, questions, batch_size)
-            answers[SHUFFLED] = [known[i] for i in astray.place]
+            answers[SHUFFLED] = astray.said(known)
         return answers
 
 

@@ -55,6 +55,9 @@ def draw(model: Answerer, outcomes: VqaOutcomes, pool: Pool, rows: Sequence[int]
     for place, (row, question) in enumerate(zip(rows, asked, strict=True)):
         scores = reply.scores[place].float().cpu()
         best = [i for i in scores.argsort(descending=True, stable=True)[:GUESSES].tolist() if scores[i] > -math.inf]
+        guesses = [(names[i], float(scores[i].sigmoid())) for i in best]
+        if (texts := getattr(reply, "texts", None)) is not None:
+            guesses = [(texts[place], float(reply.probability[place]))]  # pyright: ignore
         attention = reply.attention[place].float().cpu().numpy()
         words, shares = by_word(attention, words_of(model.tokenizer, question.question))
         assert "image" in seen
@@ -65,7 +68,7 @@ def draw(model: Answerer, outcomes: VqaOutcomes, pool: Pool, rows: Sequence[int]
                 type=question.type,
                 kind=question.kind,
                 answer=question.answer,
-                guesses=[(names[i], float(scores[i].sigmoid())) for i in best],
+                guesses=guesses,
                 routed=outcomes.routed[row],
                 pictures=pictures(seen["image"][place], attention),
                 words=words,

@@ -1,4 +1,4 @@
-"""Questions put to a model that chooses among answers: with the image, without one, and with that of another.
+"""Questions put to a model that chooses among answers, or says one: with the image, without one, and with that of another.
 
 What is left of the accuracy without the right image is what the words of the questions give away. Agrawal et al. 2018,
 arXiv:1712.00377, call it language bias.
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from medclip.infer.scorers import seen_rows
@@ -23,7 +23,10 @@ _SLOTS = ("closed: ", "open: ")
 
 
 class Reply(Protocol):
-    """What a model says of a batch: scores are -inf for answers that it rules out; `closed` is NaN if not told."""
+    """What a model says of a batch: scores are -inf for answers that it rules out; `closed` is NaN if not told.
+
+    One that answers in its own words has `texts`, list[str], and their `probability` (b,) too.
+    """
 
     @property
     def scores(self) -> Float[Tensor, "b answers"]: ...
@@ -53,11 +56,16 @@ class Answerer(Protocol):
 
 class Replies(NamedTuple):
     """What a model answered to n questions: the place of its best answer, that one's probability by a sigmoid, as it
-    was trained, and the probability that the question is closed."""
+    was trained, the probability that the question is closed, and its own words, None where it chooses."""
 
     place: Int[np.ndarray, " n"]
     probability: Float[np.ndarray, " n"]
     closed: Float[np.ndarray, " n"]
+    texts: Shaped[np.ndarray, " n"]
+
+    def said(self, known: Sequence[str]) -> list[str]:
+        """The answers; `known` are those to choose among."""
+        return [known[i] if text is None else text for i, text in zip(self.place, self.texts, strict=True)]
 
 
 def bare(answer: str) -> str:
@@ -83,7 +91,10 @@ def ask(model: Answerer, seen: Batch, questions: Sequence[str]) -> Reply:
 def read(reply: Reply) -> Replies:
     """The best answer of each row; of equal ones the first."""
     best, place = reply.scores.float().max(dim=1)
-    return Replies(*(own.cpu().numpy() for own in (place, best.sigmoid(), reply.closed.float())))
+    texts = getattr(reply, "texts", None)
+    probability = best.sigmoid() if texts is None else reply.probability.float()  # pyright: ignore
+    numbers = (own.cpu().numpy() for own in (place, probability, reply.closed.float()))
+    return Replies(*numbers, np.array(len(place) * [None] if texts is None else texts, dtype=object))
 
 
 def joined(replies: Sequence[Replies]) -> Replies:

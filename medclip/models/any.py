@@ -14,6 +14,7 @@ import torch
 from medclip.models.build import build_clip, plain
 from medclip.models.clip import Clip
 from medclip.models.encoder import refuse_unlike
+from medclip.models.generate import Speaker, speaker_from
 from medclip.models.load import load_clip
 from medclip.models.source import find_source
 from medclip.models.vit import Classifier, classifier_from
@@ -22,8 +23,8 @@ from medclip.models.weights import read_checkpoint
 from medclip.types import UserError
 
 RANDOM = "random:"
-_KINDS = {"classifier": classifier_from, "vqa": vqa_from}
-_NAMES = {"classifier": "classifier", "vqa": "VQA model"}
+_KINDS = {"classifier": classifier_from, "vqa": vqa_from, "vqa_text": speaker_from}
+_NAMES = {"classifier": "classifier", "vqa": "VQA model", "vqa_text": "VQA model"}
 
 
 def load_any(
@@ -32,7 +33,7 @@ def load_any(
     *,
     seed: int = 0,
     **options: Any,
-) -> Clip | Classifier | VqaModel:
+) -> Clip | Classifier | VqaModel | Speaker:
     """Load a checkpoint, whichever kind of model it is of.
 
     Args:
@@ -67,7 +68,7 @@ def load_any(
     return load_clip(architecture, wanted, **options)
 
 
-def _described(description: Mapping[str, Any], where: str) -> Classifier | VqaModel:
+def _described(description: Mapping[str, Any], where: str) -> Classifier | VqaModel | Speaker:
     try:
         return _KINDS[description["kind"]](description)
     except (KeyError, TypeError, AttributeError) as error:
@@ -76,7 +77,7 @@ def _described(description: Mapping[str, Any], where: str) -> Classifier | VqaMo
         ) from error
 
 
-def _filled(model: Classifier | VqaModel, state: Any, where: str) -> Classifier | VqaModel:
+def _filled(model: Classifier | VqaModel | Speaker, state: Any, where: str) -> Classifier | VqaModel | Speaker:
     if not isinstance(state, Mapping):
         raise UserError(f"{where} holds no weights: get it again")
     taken = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}

@@ -36,9 +36,7 @@ class LanguageTokens:
 
     def __init__(self, inner: Any, prompt: str, context_length: int) -> None:
         if inner.eos_token_id is None:
-            raise UserError(
-                "model.language.folder: its tokenizer has no end token (eos_token in tokenizer_config.json)"
-            )
+            raise UserError("model.language.folder: its tokenizer has no end token (eos_token, tokenizer_config.json)")
         if prompt.count("{}") != 1:
             raise UserError(f"model.prompt is {prompt!r}: write one {{}} where the question goes")
         self.inner = inner

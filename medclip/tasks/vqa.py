@@ -78,12 +78,12 @@ def counted(scores: Tensor, told: Tensor, right: Tensor, closed: int) -> Tensor:
     """(right, of) of each of `_COUNTED`, float64 (4, 2).
 
     Args:
-        scores: (n, answers).
+        scores: (n, answers); a row of -inf alone is none of them.
         told: (n,) probability that a question is closed; NaN where the model does not tell.
         right: bool (n, answers).
         closed: how many of the answers are closed ones; 0 where they do not say.
     """
-    hit = right.gather(1, scores.argmax(1, keepdim=True)).squeeze(1)
+    hit = right.gather(1, scores.argmax(1, keepdim=True)).squeeze(1) & (scores.amax(1) > -torch.inf)
     is_closed, is_open = right[:, :closed].any(1), right[:, closed:].any(1)
     typed = is_closed | is_open if closed else torch.zeros_like(hit)
     routed = typed & told.isfinite()
