@@ -1,4 +1,4 @@
-"""Questions put to a model that chooses among answers, or says one: with the image, without one, and with that of another.
+"""Questions put to a model that chooses or says an answer: with the image, without one, and with that of another.
 
 What is left of the accuracy without the right image is what the words of the questions give away. Agrawal et al. 2018,
 arXiv:1712.00377, call it language bias.
@@ -42,8 +42,11 @@ class Reply(Protocol):
 class Answerer(Protocol):
     """A model that answers `batch["text"]` about `batch["image"]` by one of `description["answers"]`."""
 
-    tokenizer: Tokenizer
-    preprocess: Preprocess
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def preprocess(self) -> Preprocess: ...
 
     @property
     def description(self) -> Mapping[str, Any]: ...
@@ -65,7 +68,7 @@ class Replies(NamedTuple):
 
     def said(self, known: Sequence[str]) -> list[str]:
         """The answers; `known` are those to choose among."""
-        return [known[i] if text is None else text for i, text in zip(self.place, self.texts, strict=True)]
+        return [str(known[i] if text is None else text) for i, text in zip(self.place, self.texts, strict=True)]
 
 
 def bare(answer: str) -> str:
@@ -93,8 +96,8 @@ def read(reply: Reply) -> Replies:
     best, place = reply.scores.float().max(dim=1)
     texts = getattr(reply, "texts", None)
     probability = best.sigmoid() if texts is None else reply.probability.float()  # pyright: ignore
-    numbers = (own.cpu().numpy() for own in (place, probability, reply.closed.float()))
-    return Replies(*numbers, np.array(len(place) * [None] if texts is None else texts, dtype=object))
+    words = np.array(len(place) * [None] if texts is None else texts, dtype=object)
+    return Replies(place.cpu().numpy(), probability.cpu().numpy(), reply.closed.float().cpu().numpy(), words)
 
 
 def joined(replies: Sequence[Replies]) -> Replies:

@@ -7,7 +7,8 @@ text files that say what it is go into checkpoints, so that these need the folde
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -148,14 +149,28 @@ def load_language(folder: str, *, lora: Mapping[str, Any] | None = None, frozen:
     try:
         from transformers import AutoModelForCausalLM
 
-        net = AutoModelForCausalLM.from_pretrained(
-            path, local_files_only=True, trust_remote_code=False, use_safetensors=True, attn_implementation="eager"
-        )
+        with _without_bars():
+            net = AutoModelForCausalLM.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False, use_safetensors=True, attn_implementation="eager"
+            )
     except Exception as error:  # parsers of several libraries
         raise UserError(
             f"model.language.folder={folder} holds no causal language model that can be read ({first_line(error)})"
         ) from error
     return Language(net, files, lora=lora, frozen=frozen)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _transformers() -> None:

@@ -1,4 +1,4 @@
-"""Training steps of MEVF (bilinear attention, CLIP and auto-encoder, batch 32): a published-style loop's time over ours.
+"""Time of MEVF's training steps (bilinear attention, CLIP and auto-encoder, batch 32), a published-style loop's over ours.
 
     scripts/bench/vqa.py [--quick]
 
