@@ -35,18 +35,27 @@ class Vqa:
         role: "domain" (its change is a gain or a failed one) or "retention" (its loss is forgetting).
         controls: answer each question without the right image, too; False saves two thirds of the time.
         seed: of who gets whose image.
+        several: what stands between several right answers, each of which is right by itself; None: there is one.
     """
 
     takes = ("vqa",)
 
     def __init__(
-        self, data: EvalData, *, name: str, role: Role = "domain", controls: bool = True, seed: int = 0
+        self,
+        data: EvalData,
+        *,
+        name: str,
+        role: Role = "domain",
+        controls: bool = True,
+        seed: int = 0,
+        several: str | None = None,
     ) -> None:
         self.data = data
         self.name = name
         self.role: Role = role
         self.controls = controls
         self.seed = seed
+        self.several = several
 
     @torch.inference_mode()
     def __call__(
@@ -78,7 +87,7 @@ class Vqa:
         majority, majority_of = most_frequent(names, found.questions)
         heard = set(known)
         chooses = all(text is None for text in replies.texts)  # else it can say what no training question had
-        unknown = Counter(q.answer for q in found.questions if chooses and q.answer not in heard)
+        unknown = Counter(q.answer for q in found.questions if chooses and heard.isdisjoint(q.rights))
         rows = {right: choose(outcomes, found.pool.held, right) for right in (True, False)}
         return Result(
             task="visual_question_answering",
@@ -110,7 +119,7 @@ class Vqa:
             abouts = [meta["raw"].get("vqa") for meta in batch["meta"]]
             usable = [row for row, about in enumerate(abouts) if about]
             lacking += len(abouts) - len(usable)
-            asked = [Question.of(abouts[row]) for row in usable]
+            asked = [Question.of(abouts[row], self.several) for row in usable]
             if asked:
                 seen = seen_rows(batch, usable)
                 found.replies.append(read(ask(model, seen, [question.question for question in asked])))
@@ -165,7 +174,7 @@ def most_frequent(names: Sequence[str], questions: Sequence[Question]) -> tuple[
     first = {kind: next((bare(n) for n in names if n.startswith(f"{kind}: ")), None) for kind in TYPES}
     if any(first.values()):
         return {kind: answer for kind, answer in first.items() if answer is not None}, "the training questions"
-    counts = {kind: Counter(q.answer for q in questions if q.type == kind) for kind in TYPES}
+    counts = {kind: Counter(right for q in questions if q.type == kind for right in q.rights) for kind in TYPES}
     return {kind: own.most_common(1)[0][0] for kind, own in counts.items() if own}, "these very questions"
 
 

@@ -18,7 +18,8 @@ LONGEST = 4
 
 @dataclass(frozen=True)
 class BleuCounts:
-    """Of each answer: its n-grams, those of them that the right answer has too, and the lengths of both in words."""
+    """Of each answer: its n-grams, those of them that a right answer has too, and in words its length and that of the
+    right answer whose length is the closest."""
 
     shared: Float[np.ndarray, "n 4"]
     given: Float[np.ndarray, "n 4"]
@@ -26,14 +27,14 @@ class BleuCounts:
     right_length: Float[np.ndarray, " n"]
 
     @classmethod
-    def of(cls, given: Sequence[str], right: Sequence[str]) -> BleuCounts:
-        """Of answers and the right ones, row by row."""
+    def of(cls, given: Sequence[str], right: Sequence[tuple[str, ...]]) -> BleuCounts:
+        """Of answers and the right ones, one or several a row."""
         counter = BLEUScore(n_gram=LONGEST)
-        rows: dict[tuple[str, str], list[float]] = {}
+        rows: dict[tuple[str, tuple[str, ...]], list[float]] = {}
         for pair in zip(given, right, strict=True):
             if pair not in rows:
                 counter.reset()
-                counter.update([pair[0]], [[pair[1]]])
+                counter.update([pair[0]], [pair[1]])
                 own = (counter.numerator, counter.denominator, counter.preds_len[None], counter.target_len[None])
                 rows[pair] = [float(value) for part in own for value in part]
         table = np.array([rows[pair] for pair in zip(given, right, strict=True)]).reshape(-1, 2 * LONGEST + 2)

@@ -38,11 +38,18 @@ class Question:
     kind: str = ""
     organ: str = ""
     modality: str = ""
+    rights: tuple[str, ...] = ()  # answers that are right; () for `answer` alone
 
     @classmethod
-    def of(cls, about: Mapping[str, str]) -> Question:
-        """From the field `vqa` of a sample's metadata."""
-        return cls(**{name: str(about.get(name, "")) for name in cls.__dataclass_fields__})
+    def of(cls, about: Mapping[str, str], several: str | None = None) -> Question:
+        """From the field `vqa` of a sample's metadata; `several` stands between right answers in its `answer`."""
+        words = {name: str(about.get(name, "")) for name in cls.__dataclass_fields__ if name != "rights"}
+        rights = words["answer"].split(several) if several else [words["answer"]]
+        return cls(**words, rights=tuple(right.strip() for right in rights if right.strip()))
+
+    def answered_by(self, given: str) -> bool:
+        """Whether an answer is right."""
+        return given in (self.rights or (self.answer,))
 
     def values(self, of: str) -> list[str]:
         """What it says of its `kind`, `organ` or `modality`."""
@@ -124,10 +131,11 @@ class VqaOutcomes:
     @cached_property
     def _bleu(self) -> BleuCounts:
         own = np.flatnonzero(self._is("open"))
-        return BleuCounts.of([self.given[i] for i in own], [self.questions[i].answer for i in own])
+        asked = [self.questions[i] for i in own]
+        return BleuCounts.of([self.given[i] for i in own], [q.rights or (q.answer,) for q in asked])
 
     def _is(self, kind: str) -> Bool[np.ndarray, " n"]:
         return np.array([question.type == kind for question in self.questions], dtype=bool)
 
     def _right(self, given: Sequence[str]) -> Bool[np.ndarray, " n"]:
-        return np.array([said == q.answer for said, q in zip(given, self.questions, strict=True)], dtype=bool)
+        return np.array([q.answered_by(said) for said, q in zip(given, self.questions, strict=True)], dtype=bool)
