@@ -13,8 +13,9 @@ from medclip.config import CONF
 from medclip.train import train
 
 VERBS = sorted(path.stem for path in CONF.glob("*.yaml"))
-# Sweeps are W&B's to read: tests/test_sweeps.py.
-FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.parent.name != "sweep")
+# Sweeps are W&B's to read: tests/test_sweeps.py; the launcher is Hydra's own: tests/callbacks/test_slurm.py.
+ELSEWHERE = ("sweep", "launcher")
+FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.parent.name not in ELSEWHERE)
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 TINY = [
     "data.batch_size=4",
@@ -48,6 +49,14 @@ TOYS = {
         "data.labels={names: [pneumothorax, cardiomegaly], from: class, field: phantom.label, other: zeros}",
         "data.group=phantom.patient",
         "task.lr_batch=null",
+    ],
+    "medclip.models.dae.build_dae": [f"data.sources=[{PHANTOMS % 0}]"],
+    "medclip.models.maml.build_maml": [
+        *("data.ways=2", "data.shots=1", "data.queries=1", "data.episodes=4", "data.val_episodes=1"),
+        *("model.image_size=32", "task.inner_steps=1"),
+        "data.sources=[{phantoms: {kind: questions, samples: 48, size: 64, seed: 0}}]",
+        "data.val_sources=[{phantoms: {kind: questions, samples: 48, size: 64, seed: 1}}]",
+        "data.labels={names: [disc, square, triangle], field: phantom.attributes.shape}",
     ],
     "medclip.models.vqa.build_vqa": [
         "data.sources=[{phantoms: {kind: questions, samples: 24, size: 64, seed: 0}}]",
@@ -115,12 +124,3 @@ def test_experiments_say_how_they_are_run(name: str) -> None:
     head = [line for line in (CONF / "experiment" / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
     assert head[0] == "# @package _global_"
     assert any(f"medclip train experiment={name}" in line for line in head)
-
-
-@pytest.mark.parametrize("name", ["fast", "overfit", "profile"])
-def test_debug_choices_run(name: str, tmp_path: Path) -> None:
-    toy = TOYS["medclip.models.load.load_clip"]
-    words = ["experiment=tiny", f"debug={name}", *TINY, *toy, f"output={tmp_path}", "trainer.max_steps=3"]
-    if name == "overfit":
-        words.append("trainer.overfit_batches=2")
-    assert train(composed("train", *words)).global_step >= 2

@@ -66,7 +66,7 @@ class Reconstructions(pl.Callback):
             self._shown, self._validated = self._first_rows(batch), True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._epoch is not None:
+        if self._epoch is not None and not trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             self._draw(trainer, pl_module, self._epoch + 1)
 
     def _first_rows(self, batch: Any) -> dict[str, Tensor]:

@@ -59,6 +59,7 @@ class PairData(pl.LightningDataModule):
         max_pixels: larger images are refused before they are decoded.
         max_bad_fraction: the run stops once more than this share of samples is bad.
         drop_last: leave out the last, smaller global batch of an epoch.
+        batches: only the first so many global batches of the first epoch, the same in every epoch; None for all.
         remember: GB of memory a rank for finished images, where each is asked about many times; without a crop.
         storage: `index`, `cache` and retry settings of remote sources (see `sources.open_storage`).
         output: run folder, for `skipped.jsonl`.
@@ -84,6 +85,7 @@ class PairData(pl.LightningDataModule):
         max_pixels: int = 89_000_000,
         max_bad_fraction: float = 0.05,
         drop_last: bool = False,
+        batches: int | None = None,
         remember: float = 0.0,
         storage: Mapping[str, Any] | None = None,
         output: str | Path | None = None,
@@ -96,6 +98,7 @@ class PairData(pl.LightningDataModule):
         if decode not in ("fast", "exact"):
             raise UserError(f"data.decode is {decode!r}: choose fast or exact")
         counts = {"batch_size": (batch_size, 1), "epochs": (epochs, 1), "workers": (workers, 0)}
+        counts |= {} if batches is None else {"batches": (batches, 1)}
         counts |= {"shuffle_buffer": (shuffle_buffer, 1), "max_pixels": (max_pixels, 1), "seed": (seed, 0)}
         for name, (value, least) in counts.items():
             if not isinstance(value, int) or value < least:
@@ -127,6 +130,7 @@ class PairData(pl.LightningDataModule):
         self.max_pixels = max_pixels
         self.max_bad_fraction = max_bad_fraction
         self.drop_last = drop_last
+        self.batches = batches
         self.remember = remember
         self.storage_options = dict(storage or {})
         self.output = Path(output) if output is not None else None
@@ -270,7 +274,8 @@ class PairData(pl.LightningDataModule):
         if not train:
             return EpochOrder([Part(len(s), s.chunks, 1.0) for s in self.val_sources], seed=self.seed, shuffle=False)
         parts = [Part(len(source), source.chunks, source.weight) for source in self.sources]
-        return EpochOrder(parts, seed=self.seed, buffer=self.shuffle_buffer)
+        first = None if self.batches is None else self.batches * self.batch_size * _trainer(self).world_size
+        return EpochOrder(parts, seed=self.seed, buffer=self.shuffle_buffer, first=first)
 
     def _plan(self, *, drop_last: bool = False) -> Plan:
         trainer = _trainer(self)

@@ -42,10 +42,20 @@ class EpochOrder:
         seed: changes every draw below.
         shuffle: False gives file order (and is then the same in every epoch but for fractional windows).
         buffer: size of the shuffle buffer in samples; at or above the length of the epoch the shuffle is uniform.
+        first: only so many samples, those with which epoch 0 begins, in the same order in every epoch; None for all.
     """
 
-    def __init__(self, parts: Sequence[Part], *, seed: int, shuffle: bool = True, buffer: int = 16384) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        *,
+        seed: int,
+        shuffle: bool = True,
+        buffer: int = 16384,
+        first: int | None = None,
+    ) -> None:
         self.parts = list(parts)
+        self.first = first
         self.seed = seed
         self.shuffle = shuffle
         self.buffer = buffer
@@ -53,10 +63,14 @@ class EpochOrder:
 
     def __len__(self) -> int:
         """Samples in one epoch: the same in every epoch, on any number of ranks."""
-        return sum(part.drawn() for part in self.parts)
+        whole = sum(part.drawn() for part in self.parts)
+        return whole if self.first is None else min(whole, self.first)
 
     def ids(self, epoch: int) -> np.ndarray:
         """int64 (len(self),) ids in the order of epoch `epoch`."""
+        return self._line(epoch) if self.first is None else self._line(0)[: self.first]
+
+    def _line(self, epoch: int) -> np.ndarray:
         ids, units = self._drawn(epoch)
         if not self.shuffle:
             return ids

@@ -116,3 +116,11 @@ def test_drop_last_and_empty() -> None:
     assert [len(ids) for ids in line(order, Plan(4, drop_last=True))] == [4] * 5
     assert Plan(4, drop_last=True).count(21) == 5
     assert EpochOrder([part(0)], seed=0).ids(0).tolist() == []
+
+
+def test_the_first_samples_come_again_in_every_epoch() -> None:
+    parts = [Part(50, np.arange(0, 50, 5)), Part(30, np.array([0]), 0.5)]
+    whole, some = EpochOrder(parts, seed=3, buffer=16), EpochOrder(parts, seed=3, buffer=16, first=12)
+    assert len(some) == 12
+    assert all(np.array_equal(some.ids(epoch), whole.ids(0)[:12]) for epoch in range(3))
+    assert len(EpochOrder(parts, seed=3, first=1000)) == len(whole) == 65
