@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch.profiler import ProfilerActivity, profile
 
 from medclip.config import CONF, build
-from medclip.dry.gpus import find_gpu
+from medclip.dry.gpus import GPUS, find_gpu
 from medclip.dry.step import make_batch
 from medclip.dry_run import dry_run, plan_run
 from medclip.train import train
@@ -82,7 +82,15 @@ def test_what_is_locked_is_neither_trained_nor_kept() -> None:
     assert sum(part.trainable for part in lora.parts) == added + 1  # the logit scale
 
 
-@pytest.mark.parametrize("adapt", [[], ["adapt=[checkpointing]"], ["adapt=[chunked]", "adapt.chunked.rows=4"]], ids=str)
+@pytest.mark.parametrize(
+    "adapt",
+    [
+        [],
+        pytest.param(["adapt=[checkpointing]"], marks=pytest.mark.slow),
+        pytest.param(["adapt=[chunked]", "adapt.chunked.rows=4"], marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_memory_is_what_a_real_step_takes(adapt: list[str]) -> None:
     """The same step on real tensors, its allocations added up by torch's profiler."""
     words = [*SMALL, "data.batch_size=32", *adapt]
@@ -102,11 +110,12 @@ def test_memory_is_what_a_real_step_takes(adapt: list[str]) -> None:
     events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
     now = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
+        now += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]  # missing in torch's stubs
         peak = max(peak, now)
     assert plan.memory.activations == pytest.approx(peak, rel=0.1)
 
 
+@pytest.mark.slow
 def test_chunks_are_counted_by_chunks() -> None:
     """A batch of many chunks is reached by a line through two short steps."""
     line = planned(*SMALL, "adapt=[chunked]", "adapt.chunked.rows=4", "data.batch_size=256")
@@ -161,6 +170,31 @@ def test_what_does_not_fit_is_said() -> None:
     plan = planned(*SMALL, "data.batch_size=100000", "dry.gpu=t4")
     assert not plan.fits and plan.memory.total > find_gpu("T4").memory * 2**30
     assert plan.precision == "32-true" and plan.peak == 8.1e12
+
+
+# Multiprocessors, FLOPs a clock of each in half precision (dense, float32 accumulation), boost clock in GHz; from the
+# architectures' white papers. A tensor core of Turing does 128, of GA102 as sold to players 128, for servers 256.
+CHIPS = {
+    "t4": (40, 1024, 1.59),
+    "v100": (80, 1024, 1.53),
+    "rtx3090": (82, 512, 1.695),
+    "rtx4090": (128, 512, 2.52),
+    "a10": (72, 1024, 1.695),
+    "l4": (58, 1024, 2.04),
+    "l40s": (142, 1024, 2.52),
+    "a100_40": (108, 2048, 1.41),
+    "a100": (108, 2048, 1.41),
+    "h100": (132, 4096, 1.83),
+    "h200": (132, 4096, 1.83),
+}
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_peaks_follow_from_the_chips(name: str) -> None:
+    units, flops, clock = CHIPS[name]
+    assert GPUS[name].half == pytest.approx(units * flops * clock / 1e3, rel=0.015)
+    ratio = GPUS[name].half / GPUS[name].tf32
+    assert ratio == pytest.approx(2, rel=0.02) if GPUS[name].bf16 else ratio == pytest.approx(8, rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """What GPUs can do at most, as their makers say: dense products (no sparsity), float32 accumulation.
 
-Sources, all NVIDIA's: data sheets of V100 (2017), T4 (2018), A100 (2021), A10 (2021), H100 (SXM), H200 (SXM), L4 and
-L40S (2023); "GA102" and "Ada" white papers, appendix, for the RTX 3090 and 4090. Where a data sheet gives the figure
-with sparsity, half of it stands here. No training reaches these: multiply by a model FLOP utilisation.
+Sources, all NVIDIA's: data sheets of V100, T4, A100, A10, L4, L40S, H100 and H200, and the architectures' white papers
+(for H100 to the digit; for RTX 3090 and 4090 their appendices, whose rate with float32 accumulation is half of that
+with float16). Where a data sheet gives the figure with sparsity, half of it stands here. Each is multiprocessors x
+FLOPs a clock x boost clock (tests/test_dry_run.py). No training reaches these: multiply by a model FLOP utilisation.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ Arithmetic = Literal["half", "tf32", "fp32"]
 
 @dataclass(frozen=True)
 class Gpu:
-    """Peak TFLOP/s (`half` is bfloat16 where `bf16`, else float16; `tf32` is `fp32` where there is none) and GiB."""
+    """Peak TFLOP/s (`half` is bfloat16 where `bf16`, else float16; `tf32` is `fp32` where there is none) and GiB.
+
+    Of the GDDR memory of servers' cards error correction takes a sixteenth; it is not in `memory`.
+    """
 
     name: str
-    memory: int
+    memory: float
     half: float
     tf32: float
     fp32: float
@@ -32,13 +36,13 @@ class Gpu:
 
 
 GPUS = {
-    "t4": Gpu("T4", 16, 65, 8.1, 8.1, bf16=False),
+    "t4": Gpu("T4 16 GB", 15, 65, 8.1, 8.1, bf16=False),
     "v100": Gpu("V100 SXM2 32 GB", 32, 125, 15.7, 15.7, bf16=False),
     "rtx3090": Gpu("RTX 3090", 24, 71, 35.6, 35.6),
     "rtx4090": Gpu("RTX 4090", 24, 165.2, 82.6, 82.6),
-    "a10": Gpu("A10", 24, 125, 62.5, 31.2),
-    "l4": Gpu("L4", 24, 121, 60, 30.3),
-    "l40s": Gpu("L40S", 48, 362, 183, 91.6),
+    "a10": Gpu("A10 24 GB", 22.5, 125, 62.5, 31.2),
+    "l4": Gpu("L4 24 GB", 22.5, 121, 60, 30.3),
+    "l40s": Gpu("L40S 48 GB", 45, 362, 183, 91.6),
     "a100_40": Gpu("A100 SXM 40 GB", 40, 312, 156, 19.5),
     "a100": Gpu("A100 SXM 80 GB", 80, 312, 156, 19.5),
     "h100": Gpu("H100 SXM 80 GB", 80, 989.4, 494.7, 67),

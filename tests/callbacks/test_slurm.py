@@ -116,6 +116,38 @@ def test_the_batch_script_starts_one_task_a_gpu_and_resumes(slurm: Path, tmp_pat
     assert re.search(r"^#SBATCH --requeue$", text, re.M) and re.search(r"^#SBATCH --signal=USR1@", text, re.M)
 
 
+def test_the_launcher_composes_with_our_values() -> None:
+    """As the batch script: the same signal, queued again, one task a GPU."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        words = ["hydra/launcher=medclip_slurm", "hydra.launcher.partition=gpu", "output=runs/sweep"]
+        launcher = compose("train", words, return_hydra_config=True).hydra.launcher
+    assert launcher._target_.endswith("SlurmLauncher") and launcher.partition == "gpu"
+    batch = (ROOT / "scripts" / "slurm" / "train.sbatch").read_text()
+    assert f"#SBATCH --signal={launcher.additional_parameters.signal}" in batch
+    assert launcher.additional_parameters.requeue is True and launcher.timeout_min == 24 * 60
+    assert (launcher.tasks_per_node, launcher.gpus_per_node, launcher.cpus_per_task) == (1, 1, 8)
+
+
+@pytest.mark.slow
+def test_the_launcher_queues_a_script_that_is_signalled_and_queued_again(slurm: Path, tmp_path: Path) -> None:
+    """A `sbatch` that keeps what it is given, and refuses it, for the launcher would wait."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    kept = tmp_path / "kept.sh"
+    for name, text in {"sbatch": f'cp "$1" {kept}; echo no >&2; exit 1', "srun": "true"}.items():
+        command = tmp_path / "bin" / name
+        command.write_text(f"#!/bin/sh\n{text}\n")
+        command.chmod(command.stat().st_mode | stat.S_IEXEC)
+    words = [*WORDS, f"output={tmp_path / 'sweep'}", "seed=0,1", "hydra/launcher=medclip_slurm"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    done = subprocess.run([sys.executable, "-m", "medclip.cli", "train", "-m", *words], env=env, capture_output=True)
+    assert done.returncode != 0
+    lines = kept.read_text().splitlines()
+    for line in ("--requeue", "--signal=USR1@120", "--time=1440", "--gpus-per-node=1", "--array=0-1%2"):
+        assert f"#SBATCH {line}" in lines, lines
+    assert lines.index("export OMP_NUM_THREADS=1") < next(i for i, line in enumerate(lines) if "srun" in line[:5])
+
+
 @pytest.mark.slow
 def test_torchrun_is_trainer_devices(tmp_path: Path) -> None:
     """Two processes started by torchrun, or by Lightning: the same weights after three steps."""
