@@ -205,10 +205,11 @@ def test_peaks_follow_from_the_chips(name: str) -> None:
         (["data.batch_size=0"], "data.batch_size"),
         (["dry_run=maybe"], "choose true"),
         (["model.architecture=ViT-B-17"], "did you mean"),
+        (["experiment=medvqa_mevf"], "not medclip.models.vqa.build_vqa"),
     ],
 )
 def test_what_cannot_be_counted_is_one_line(words: list[str], message: str) -> None:
-    base = ["model=clip_b16"] if "architecture" in words[0] else SMALL
+    base = ["model=clip_b16"] if "architecture" in words[0] else [] if "experiment" in words[0] else SMALL
     with pytest.raises(UserError, match=message):
         dry_run(composed(*base, "dry_run=true", *words) if "dry_run" not in words[0] else composed(*base, *words))
 
