@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -27,9 +27,6 @@ from medclip.evals.result import EvalData, Evaluation, Role
 from medclip.evals.run import Precision, Report, evaluate_checkpoint, make_report
 from medclip.evals.suite import Suite, suite_lines
 from medclip.types import UserError
-
-_SET = "medclip.data.evalset.EvalSet"
-
 
 def evaluate(cfg: DictConfig) -> Report:
     """Run the configured evaluations on the configured checkpoints.
@@ -125,8 +122,15 @@ def sets_missing(evals: DictConfig) -> dict[str, Card]:
     return {
         name: card
         for name, card in cards_of(evals).items()
-        if card.missing() and str(card.root) in str(OmegaConf.to_container(evals[name].data, resolve=True))
+        if card.missing() and _reads(OmegaConf.to_container(evals[name].data, resolve=True), str(card.root))
     }
+
+
+def _reads(node: Any, root: str) -> bool:
+    """Whether a text anywhere in `node` is the folder `root` or lies in it."""
+    if isinstance(node, Mapping | list):
+        return any(_reads(value, root) for value in (node.values() if isinstance(node, Mapping) else node))
+    return isinstance(node, str) and (node == root or node.startswith(root.rstrip("/") + "/"))
 
 
 def complete_suites(cfg: DictConfig) -> tuple[DictConfig, list[Suite]]:
@@ -160,19 +164,21 @@ def complete_suites(cfg: DictConfig) -> tuple[DictConfig, list[Suite]]:
 
 
 def set_decode(cfg: DictConfig) -> None:
-    """Tell every set that does not say `exact` itself how `cfg.decode` wants its images decoded.
+    """Tell every set of `sources` that does not say `exact` itself how `cfg.decode` wants its images decoded.
 
     Raises:
         UserError: another word than exact or fast.
     """
     if cfg.decode not in ("exact", "fast"):
         raise UserError(f"decode={cfg.decode}: choose exact or fast")
+    if cfg.decode == "exact":  # as they do by themselves
+        return
     for node in cfg.evals.values():
         for part in ("data", "train", "validation"):
             data = node.get(part)
-            if isinstance(data, DictConfig) and data.get("_target_") == _SET and "exact" not in data:
+            if isinstance(data, DictConfig) and "sources" in data and "exact" not in data:
                 with open_dict(data):
-                    data.exact = cfg.decode == "exact"
+                    data.exact = False
 
 
 def build_evals(cfg: DictConfig) -> dict[str, Evaluation]:
