@@ -28,6 +28,7 @@ from medclip.evals.run import Precision, Report, evaluate_checkpoint, make_repor
 from medclip.evals.suite import Suite, suite_lines
 from medclip.types import UserError
 
+
 def evaluate(cfg: DictConfig) -> Report:
     """Run the configured evaluations on the configured checkpoints.
 
