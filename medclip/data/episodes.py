@@ -28,9 +28,11 @@ from medclip.data.module import PairData
 from medclip.data.order import EpochOrder, Plan, Ticket
 from medclip.data.pairs import PairReader
 from medclip.data.raw import Source
+from medclip.data.selection import there_are
 from medclip.types import Batch, UserError
 
 _STREAM = 3  # apart from the draws of `order` and `pairs`
+_LOOK = 50  # samples looked at before a field counts as missing
 
 
 @dataclass(frozen=True)
@@ -59,18 +61,22 @@ class EpisodeOrder(EpochOrder):
         shape: of an episode.
         episodes: in an epoch.
         seed: of all draws.
+        first: only so many samples, of epoch 0's episodes in every epoch; None for all.
     """
 
-    def __init__(self, groups: Sequence[np.ndarray], shape: Shape, episodes: int, *, seed: int) -> None:
-        super().__init__([], seed=seed)
+    def __init__(
+        self, groups: Sequence[np.ndarray], shape: Shape, episodes: int, *, seed: int, first: int | None = None
+    ) -> None:
+        super().__init__([], seed=seed, first=first)
         self.groups = list(groups)
         self.shape = shape
         self.episodes = episodes
 
     def __len__(self) -> int:
-        return self.episodes * self.shape.rows
+        whole = self.episodes * self.shape.rows
+        return whole if self.first is None else min(whole, self.first)
 
-    def ids(self, epoch: int) -> np.ndarray:
+    def _line(self, epoch: int) -> np.ndarray:
         return np.concatenate([self.episode(epoch, number) for number in range(self.episodes)])
 
     def episode(self, epoch: int, number: int) -> np.ndarray:
@@ -99,15 +105,16 @@ class EpisodePlan(Plan):
 class EpisodeReader:
     """A `PairReader` whose batches have no gaps: in the place of a bad sample comes another one of its class.
 
-    Which one depends on the ticket, and on what is bad, alone.
+    Which one depends on the ticket, and on what is bad, alone. A bad one is counted once by each reader process.
 
     Args:
         reader: makes the batches.
         groups: the ids of each class.
+        each: samples of a class in an episode.
     """
 
-    def __init__(self, reader: PairReader, groups: Sequence[np.ndarray]) -> None:
-        self.reader = reader
+    def __init__(self, reader: PairReader, groups: Sequence[np.ndarray], each: int) -> None:
+        self.reader, self.each = reader, each
         self.extents, self.prefetch = reader.extents, reader.prefetch
         self._class = {int(i): k for k, group in enumerate(groups) for i in group}
         self._groups = groups
@@ -121,17 +128,20 @@ class EpisodeReader:
             if not bad:
                 batch["skipped"] = len(found)
                 return batch, found
-            found += bad
-            keys = {key for key, *_ in bad}
-            self._bad |= {int(i) for i in whole.ids if self._key(int(i)) in keys}
+            by_key = {one[0]: one for one in bad}  # several episodes of the batch may have it
+            found += by_key.values()
+            self._bad |= {int(i) for i in whole.ids if self._key(int(i)) in by_key}
 
     def _key(self, sample: int) -> str:
         source, index = self.reader.locate(sample)
         return self.reader.sources[source].key(index)
 
     def _mended(self, ticket: Ticket) -> Ticket:
-        ids, taken = ticket.ids.copy(), set(ticket.ids.tolist())
+        ids = ticket.ids.copy()
+        taken: set[int] = set()
         for row, sample in enumerate(ids.tolist()):
+            if row % self.each == 0:
+                taken = set(ids[row : row + self.each].tolist())
             if sample in self._bad:
                 group = self._groups[self._class[sample]]
                 after = np.roll(group, -int(np.searchsorted(group, sample)) - 1).tolist()
@@ -198,6 +208,9 @@ class EpisodeData(PairData):
         """
         if train not in self._groups:
             sources, declared = (self.sources, self.declared) if train else (self.val_sources, self.val_declared)
+            if self.distinct is not None:
+                for source in sources:
+                    check_field(source, self.distinct)
             by_class = classes_of(sources, declared, self.distinct)
             enough = [by_class[key] for key in sorted(by_class) if len(by_class[key]) >= self.shape.each]
             if len(enough) < self.shape.ways:
@@ -211,14 +224,30 @@ class EpisodeData(PairData):
 
     def _order(self, *, train: bool) -> EpochOrder:
         count = self.episodes if train else self.val_episodes
-        return EpisodeOrder(self.groups(train=train), self.shape, count, seed=self.seed)
+        first = super()._order(train=True).first if train else None  # what data.batches says
+        return EpisodeOrder(self.groups(train=train), self.shape, count, seed=self.seed, first=first)
 
     def _plan(self, *, drop_last: bool = False) -> Plan:
         plan = super()._plan(drop_last=drop_last)
         return EpisodePlan(plan.batch_size, plan.rank, plan.world, plan.drop_last)
 
     def _reader(self, sources: Sequence[Source], declared: Sequence[Declared], *, train: bool) -> Any:
-        return EpisodeReader(super()._reader(sources, declared, train=train), self.groups(train=train))
+        reader = super()._reader(sources, declared, train=train)
+        return EpisodeReader(reader, self.groups(train=train), self.shape.each)
+
+
+def check_field(source: Source, name: str) -> None:
+    """That `data.distinct` names something: with the same empty value in all, a class would have a single sample.
+
+    Raises:
+        UserError: none of the source's first samples has such a field.
+    """
+    for i in range(min(len(source), _LOOK)):
+        with suppress(BadSample):
+            if lookup(source.fields(i), name) is not None:
+                return
+    if len(source):
+        raise UserError(f"data.distinct={name}: source {source.name} has no such field; {there_are(source)}")
 
 
 def classes_of(

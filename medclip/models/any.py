@@ -25,6 +25,14 @@ from medclip.types import UserError
 RANDOM = "random:"
 _KINDS = {"classifier": classifier_from, "vqa": vqa_from, "vqa_text": speaker_from}
 _NAMES = {"classifier": "classifier", "vqa": "VQA model", "vqa_text": "VQA model"}
+_PARTS = {  # kinds that are the beginning of another model only
+    "mae": "a masked autoencoder, which names no findings: fine-tune it first (medclip train experiment=thorax "
+    "model.init={})",
+    "dae": "a denoising auto-encoder, which answers nothing: train a model that sees by it first (medclip train "
+    "experiment=medvqa_mevf model.visual.parts.1.pretrained={})",
+    "maml": "a meta-learned net, which answers nothing: train a model that sees by it first (medclip train "
+    "experiment=medvqa_mevf model/visual=maml_dae model.visual.parts.0.pretrained={})",
+}
 
 
 def load_any(
@@ -43,7 +51,8 @@ def load_any(
         **options: of `load_clip`, for CLIPs.
 
     Raises:
-        UserError: see `load_clip`; a masked autoencoder, which has no classes; a damaged checkpoint.
+        UserError: see `load_clip`; a masked autoencoder or one of MEVF's small nets, which name nothing; a damaged
+            checkpoint.
     """
     fresh = pretrained is not None and pretrained.startswith(RANDOM)
     wanted = pretrained.removeprefix(RANDOM) if pretrained is not None else None
@@ -51,11 +60,8 @@ def load_any(
     content = read_checkpoint(path) if path is not None and path.suffix == ".ckpt" and path.is_file() else {}
     description = content.get("medclip")
     kind = description.get("kind") if isinstance(description, Mapping) else None
-    if kind == "mae":
-        raise UserError(
-            f"{wanted} is a masked autoencoder, which names no findings: fine-tune it first (medclip train "
-            f"experiment=thorax model.init={wanted})"
-        )
+    if kind in _PARTS:
+        raise UserError(f"{wanted} is {_PARTS[kind].format(wanted)}")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if kind in _KINDS:

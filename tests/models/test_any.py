@@ -9,7 +9,9 @@ import torch
 
 from medclip.models.any import load_any
 from medclip.models.clip import Clip
+from medclip.models.dae import Dae
 from medclip.models.load import load_clip
+from medclip.models.maml import Maml
 from medclip.models.vit import Classifier, build_vit
 from medclip.types import UserError
 
@@ -25,7 +27,7 @@ def classifier(seed: int = 0) -> Classifier:
     return build_vit(["Edema", "Hernia"], image_size=32, dim=32, depth=2, heads=2).eval()
 
 
-def save(path: Path, model: Clip | Classifier, **changes: object) -> Path:
+def save(path: Path, model: Clip | Classifier | Dae | Maml, **changes: object) -> Path:
     """As the tasks save it."""
     state = {f"model.{key}": value for key, value in model.state_dict().items()}
     torch.save({"medclip": model.description, "state_dict": state} | changes, path)
@@ -74,6 +76,14 @@ def test_what_cannot_be_evaluated_is_one_line(tmp_path: Path) -> None:
     mae = save(tmp_path / "mae.ckpt", model, medclip={"kind": "mae"})
     with pytest.raises(UserError, match="masked autoencoder, which names no findings: fine-tune it first"):
         load_any(pretrained=str(mae))
+    for part, called, key in (
+        (Dae(), "denoising auto-encoder", r"model\.visual\.parts\.1\.pretrained="),
+        (Maml(3), "meta-learned net", r"model/visual=maml_dae model\.visual\.parts\.0\.pretrained="),
+    ):
+        own = save(tmp_path / "own.ckpt", part)
+        for pretrained in (str(own), f"random:{own}"):
+            with pytest.raises(UserError, match=rf"own.ckpt is a {called}, which answers nothing.*{key}{own}\)$"):
+                load_any(pretrained=pretrained)
     short = {k: v for k, v in list(model.state_dict().items())[:-1]}
     cut = save(tmp_path / "cut.ckpt", model, state_dict={f"model.{k}": v for k, v in short.items()})
     with pytest.raises(UserError, match=r"cut.ckpt lacks net.head.bias"):
