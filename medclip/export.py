@@ -43,6 +43,17 @@ from medclip.models.weights import read_checkpoint
 from medclip.models.wiseft import blend
 from medclip.types import UserError
 
+_OURS_ALONE = {
+    **{"vqa": "VQA model", "vqa_text": "VQA model that answers in words"},
+    **{"dae": "denoising auto-encoder", "maml": "meta-learned net"},
+}
+_ANSWERS = "medclip evaluate eval=[vqa] answers questions with it"
+_USES = {
+    "vqa": f"{_ANSWERS}; model.types= takes one of experiment=medvqa_type",
+    "vqa_text": _ANSWERS,
+    **dict.fromkeys(("dae", "maml"), "model.visual (or a part's) pretrained= takes it (experiment=medvqa_mevf)"),
+}
+
 
 class Results(NamedTuple):
     """Records of a `results.json`, and the name in them of the model that is exported."""
@@ -62,6 +73,11 @@ def export(cfg: DictConfig) -> list[Path]:
     refuse_nonempty(folder)
     results = read_results(cfg)
     kind = _kind(str(cfg.checkpoint))
+    if kind in _OURS_ALONE:
+        raise UserError(
+            f"{cfg.checkpoint} is a {_OURS_ALONE[kind]}, of which no other program knows a format, so it is not "
+            f"exported: {_USES[kind]}"
+        )
     if kind in ("mae", "classifier"):
         if cfg.base is not None:
             called = "masked autoencoder" if kind == "mae" else "classifier"

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from medclip.config import CONF
 from medclip.train import train
+from tests.models.language_toys import language_folder
 
 VERBS = sorted(path.stem for path in CONF.glob("*.yaml"))
 # Sweeps are W&B's to read: tests/test_sweeps.py; the launcher is Hydra's own: tests/callbacks/test_slurm.py.
@@ -59,10 +60,14 @@ TOYS = {
         "data.labels={names: [disc, square, triangle], field: phantom.attributes.shape}",
     ],
     "medclip.models.vqa.build_vqa": [
-        "data.sources=[{phantoms: {kind: questions, samples: 24, size: 64, seed: 0}}]",
-        "data.val_sources=[{phantoms: {kind: questions, samples: 12, size: 64, seed: 1}}]",
+        "data.sources=[{phantoms: {kind: questions, samples: 8, size: 64, seed: 0}}]",
+        "data.val_sources=[{phantoms: {kind: questions, samples: 4, size: 64, seed: 1}}]",
     ],
 }
+TOYS["medclip.models.generate.build_generate"] = [
+    *TOYS["medclip.models.vqa.build_vqa"],
+    *("model/visual=maml", "model.length=16", "model.answer_length=3"),
+]
 QUESTIONS = {
     "medclip.models.question_rnn.QuestionRnn": ["model.questions.hidden=8", "model.questions.embedding=6"],
     "medclip.models.question_clip.QuestionClip": [
@@ -103,14 +108,17 @@ def targets(node: object) -> list[str]:
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_experiments_run(name: str, tmp_path: Path) -> None:
+def test_experiments_run(name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     shipped = composed("train", f"experiment={name}")
     toy = [*TOYS[shipped.model._target_]]
     if "questions" in shipped.model:
         toy += QUESTIONS[shipped.model.questions._target_]
-        toy += [] if shipped.model.visual is None else ["model/visual=dae"]
+        toy += [] if shipped.model.visual is None else ["model/visual=maml"]  # the cheapest
     if len(shipped.data.val_sources) and not any(word.startswith("data.val_sources") for word in toy):
         toy.append(f"data.val_sources=[{PHANTOMS % 1}]")
+    if "language" in shipped.model:
+        pytest.importorskip("transformers")
+        toy.append(f"model.language.folder={language_folder(tmp_path_factory.mktemp('language'))}")
     if "text_tower" in shipped.adapt:  # of a model that must be fetched; see tests/models/test_text_tower.py
         toy.append("~adapt.text_tower")
     trainer = train(composed("train", f"experiment={name}", *TINY, *toy, f"output={tmp_path}", "max_steps=2"))

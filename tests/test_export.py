@@ -158,6 +158,22 @@ def test_classifier_becomes_a_folder_of_timms(tmp_path: Path, capsys: pytest.Cap
     assert all(torch.equal(value, written[key.removeprefix("net.")]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    "kind, use",
+    [
+        ("vqa", r"is a VQA model, .* not exported: medclip evaluate eval=\[vqa\] .* model\.types="),
+        ("vqa_text", r"answers in words, .* not exported: medclip evaluate eval=\[vqa\]"),
+        ("dae", r"denoising auto-encoder, .* pretrained= takes it"),
+        ("maml", r"meta-learned net, .* pretrained= takes it"),
+    ],
+)
+def test_what_no_other_program_reads(kind: str, use: str, tmp_path: Path):
+    torch.save({"state_dict": {}, "medclip": {"kind": kind}}, tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match=use):
+        export(config(f"checkpoint={tmp_path / 'last.ckpt'}", f"output={tmp_path / 'out'}"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_onnx_beside_the_weights_and_to_a_hub(
     checkpoints: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

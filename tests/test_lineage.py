@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from medclip.callbacks.lineage import keys_digest, shareable
-from medclip.config import CONF
+from medclip.config import CONF, build
 from medclip.evaluate import evaluate
 from medclip.export import export
 from medclip.models.lineage import describe, parents, read_lineage
@@ -212,3 +212,24 @@ def test_names_of_what_a_run_starts_from(tmp_path: Path) -> None:
     (tmp_path / "lineage.json").write_text("{")
     with pytest.raises(UserError, match="is no JSON"):
         read_lineage(str(tmp_path))
+
+
+def test_what_a_model_of_questions_starts_from(tmp_path: Path) -> None:
+    source = "data.sources=[{phantoms: {kind: questions, samples: 8, size: 64, seed: 0}}]"
+
+    def starts(*words: str) -> list[tuple[str, str]]:
+        cfg = composed("train", source, *words).callbacks.lineage.parents
+        return [(found["role"], found["name"]) for found in build(cfg)]
+
+    parts = [f"model.visual.parts.{i}.pretrained={name}" for i, name in enumerate(("a.ckpt", "ae.pth"))]
+    both = [("image tower", "a.ckpt"), ("auto-encoder", "ae.pth")]
+    assert starts("experiment=medvqa_mevf", *parts) == both
+    assert starts("experiment=medvqa_qcr", *parts) == both  # types that are trained beside it come from nowhere
+    types = starts("experiment=medvqa_qcr", *parts, "model.types=types.ckpt")
+    assert types == [*both, ("types of questions", "types.ckpt")]
+    clip = [f"model.{part}.pretrained=c.ckpt" for part in ("visual", "questions.clip")]
+    clip.append("model.questions.clip.architecture=null")
+    assert starts("experiment=medvqa_xattn", *clip) == [("image tower", "c.ckpt"), ("text tower", "c.ckpt")]
+    language = ["model.visual.pretrained=c.ckpt", f"model.language.folder={tmp_path}"]
+    words = [("image tower", "c.ckpt"), ("language model", str(tmp_path))]
+    assert starts("experiment=medvqa_generate", *language) == words

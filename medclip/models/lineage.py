@@ -55,7 +55,8 @@ def parents(starts: Iterable[Mapping[str, Any] | None]) -> list[dict[str, Any]]:
     for start in starts:
         pretrained = start and start.get("pretrained")
         words = pretrained if isinstance(pretrained, Mapping) else start  # `model.init` may hold load_clip's own words
-        if not start or not words or not words.get("pretrained"):
+        new = not isinstance(pretrained, str | Mapping)  # nothing, or a part that starts anew (`model.types`)
+        if not start or new or not words or not words.get("pretrained"):
             continue
         about = describe(words.get("architecture"), str(words["pretrained"]))
         found.append({"role": start.get("role", "weights"), **about})

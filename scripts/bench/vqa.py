@@ -1,4 +1,4 @@
-"""Time of MEVF's training steps (bilinear attention, CLIP and auto-encoder, batch 32), a published-style loop's over ours.
+"""Time of MEVF's training steps (bilinear attention, CLIP and auto-encoder, batch 32), a loop's as published over ours.
 
     scripts/bench/vqa.py [--quick]
 
@@ -127,7 +127,7 @@ class Clock(pl.Callback):
         self.cost: Cost | None = None
         self.watch = Stopwatch()
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.losses.append(float(outputs["loss"]))
         if len(self.batches) < self.keep:
             self.batches.append(batch)
@@ -197,7 +197,7 @@ class Published:
     """The published trainer's step."""
 
     def __init__(self, model: VqaModel, lr: float) -> None:
-        self.model = model.train()
+        self.model = model.train().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adamax(self.parameters, lr=0.5 * lr)  # the first epoch's
         self.flat: Tensor | None = None
