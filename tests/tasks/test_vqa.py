@@ -60,6 +60,8 @@ def test_counts_by_hand():
     told = torch.tensor([0.9, 0.2, 0.7, 0.1, 0.9])
     found = counted(scores, told, right, 2).tolist()
     assert found == [[3, 5], [1, 2], [2, 2], [2, 4]]
+    unsaid = counted(torch.full((5, 4), -torch.inf), told, right, 2)  # none of the answers is not the first of them
+    assert unsaid[0].tolist() == [0, 5]
     unrouted = counted(scores, torch.full((5,), torch.nan), right, 0).tolist()
     assert unrouted == [[3, 5], [0, 0], [0, 0], [0, 0]]
 
