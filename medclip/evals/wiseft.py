@@ -20,6 +20,7 @@ from medclip.evals.result import LABELS, Result, Role
 Scores = dict[float, dict[str, float]]  # alpha -> "evaluation/metric" -> value
 
 _BLUE = "#3b6ea5"
+_COLUMNS = 4
 
 
 class Point(NamedTuple):
@@ -70,12 +71,15 @@ def draw(sweep: Sweep) -> bytes:
     """A PNG: the domain against retention where both are evaluated, a point an alpha; then each headline metric."""
     points = sweep.tradeoff()
     panels = len(sweep.roles) + bool(points)
-    figure = Figure(figsize=(3.6 * panels, 3.2), layout="constrained")
-    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    rows, columns = -(-panels // _COLUMNS), min(panels, _COLUMNS)
+    figure = Figure(figsize=(3.6 * columns, 3.2 * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for unused in axes[panels:]:
+        unused.set_axis_off()
     if points:
         _draw_tradeoff(axes.pop(0), points)
     alphas = sorted(sweep.scores)
-    for axis, key in zip(axes, sweep.roles, strict=True):
+    for axis, key in zip(axes, sweep.roles, strict=False):
         evaluation, metric = key.split("/", 1)
         axis.plot(alphas, [sweep.scores[alpha][key] for alpha in alphas], "o-", color=_BLUE)
         axis.set(title=evaluation, ylabel=LABELS.get(metric, metric), xlabel="alpha (0 base, 1 checkpoint)")
@@ -92,6 +96,6 @@ def _draw_tradeoff(axis: Axes, points: list[Point]) -> None:
     base = points[0]
     axis.axhline(base.gain, color="#888888", lw=0.8, ls=":")
     axis.axvline(base.retention, color="#888888", lw=0.8, ls=":")
-    axis.set(title="gain against retention", xlabel="retention: mean of headline metrics", ylabel="domain: the same")
+    axis.set(title="gain against retention", xlabel="retention (mean of headline metrics)", ylabel="domain (mean)")
     axis.margins(0.12)
     axis.grid(alpha=0.3)

@@ -48,7 +48,7 @@ def test_curve_of_gain_against_retention():
     assert _sweep(retention=False).tradeoff() == []
 
 
-@pytest.mark.parametrize("retention, panels", [(False, 3), (True, 5)])
-def test_a_panel_each_and_one_for_the_curve(retention: bool, panels: int):
-    width, _ = Image.open(io.BytesIO(draw(_sweep(retention=retention)))).size
-    assert width == pytest.approx(panels * 3.6 * 120, abs=1)
+@pytest.mark.parametrize("retention, rows, columns", [(False, 1, 3), (True, 2, 4)])
+def test_a_panel_each_and_one_for_the_curve(retention: bool, rows: int, columns: int):
+    size = Image.open(io.BytesIO(draw(_sweep(retention=retention)))).size
+    assert size == (pytest.approx(columns * 3.6 * 120, abs=1), pytest.approx(rows * 3.2 * 120, abs=1))
