@@ -76,7 +76,7 @@ def test_locked_text_tuning(tmp_path: Path) -> None:
         start = load_clip(words).net.state_dict()
     moved = [key for key in start if key.startswith("visual.") and not torch.equal(state[key], start[key])]
     assert len(moved) > 5 and not torch.equal(state["logit_scale"], start["logit_scale"])
-    assert content["lineage"]["training"]["adapt"] == ["text_tower", "lock_text"]
+    assert content["lineage"]["training"]["adapt"] == ["text_tower", "lock_text", "chunked"]
     assert [(p["role"], p["name"]) for p in content["lineage"]["parents"]] == [("text tower", "…/donor")]
     again = load_clip(pretrained=str(tmp_path / "run" / "checkpoints" / "last.ckpt")).eval()
     ids = again.tokenizer(TEXTS)
