@@ -28,11 +28,10 @@ from medclip.data.module import PairData
 from medclip.data.order import EpochOrder, Plan, Ticket
 from medclip.data.pairs import PairReader
 from medclip.data.raw import Source
-from medclip.data.selection import there_are
+from medclip.data.selection import missing_fields, there_are
 from medclip.types import Batch, UserError
 
 _STREAM = 3  # apart from the draws of `order` and `pairs`
-_LOOK = 50  # samples looked at before a field counts as missing
 
 
 @dataclass(frozen=True)
@@ -224,7 +223,7 @@ class EpisodeData(PairData):
 
     def _order(self, *, train: bool) -> EpochOrder:
         count = self.episodes if train else self.val_episodes
-        first = super()._order(train=True).first if train else None  # what data.batches says
+        first = self._first() if train else None
         return EpisodeOrder(self.groups(train=train), self.shape, count, seed=self.seed, first=first)
 
     def _plan(self, *, drop_last: bool = False) -> Plan:
@@ -242,11 +241,7 @@ def check_field(source: Source, name: str) -> None:
     Raises:
         UserError: none of the source's first samples has such a field.
     """
-    for i in range(min(len(source), _LOOK)):
-        with suppress(BadSample):
-            if lookup(source.fields(i), name) is not None:
-                return
-    if len(source):
+    if len(source) and missing_fields(source, [name], lambda fields, name: lookup(fields, name) is not None):
         raise UserError(f"data.distinct={name}: source {source.name} has no such field; {there_are(source)}")
 
 

@@ -22,16 +22,13 @@ from medclip.data.bad import BadSample
 from medclip.data.captions import CaptionRule
 from medclip.data.declared import Declared, Rows, classes, declarations
 from medclip.data.decode import read_image
-from medclip.data.filters import has_field
 from medclip.data.ledger import Bad
 from medclip.data.pick import Pick
 from medclip.data.raw import Source
-from medclip.data.selection import there_are
+from medclip.data.selection import missing_fields, there_are
 from medclip.data.sources import open_sources
 from medclip.data.workers import as_is, one_thread
 from medclip.types import Batch, Preprocess, UserError
-
-_LOOK = 50  # samples looked at before a field counts as missing
 
 
 class EvalSet:
@@ -219,10 +216,5 @@ class _Slots:
 
 
 def _check_field(source: Source, role: str, field: str) -> None:
-    for i in range(min(len(source), _LOOK)):
-        try:
-            if has_field(source.fields(i), field):
-                return
-        except BadSample:
-            continue
-    raise UserError(f"evaluation set {source.name}: no field {field!r} for {role}; {there_are(source)}")
+    if missing_fields(source, [field]):
+        raise UserError(f"evaluation set {source.name}: no field {field!r} for {role}; {there_are(source)}")

@@ -32,14 +32,13 @@ import orjson
 from jaxtyping import Float32
 
 from medclip.data.bad import BadSample
-from medclip.data.filters import has_field, lookup
+from medclip.data.filters import lookup
 from medclip.data.raw import Source
-from medclip.data.selection import there_are
+from medclip.data.selection import missing_fields, there_are
 from medclip.types import UserError
 
 _POLICIES = {"zeros": 0.0, "ones": 1.0, "ignore": math.nan}
 _KEYS = ("names", "from", "columns", "field", "separator", "values", "unlabelled", "other", "uncertain", "empty")
-_LOOK = 50  # samples looked at before a column counts as missing
 
 
 @dataclass(frozen=True)
@@ -179,16 +178,9 @@ class LabelRule:
         Raises:
             UserError: none of its first samples has it.
         """
-        missing = list(dict.fromkeys(self.columns or (self.listing,)))
-        for i in range(min(len(source), _LOOK)):
-            try:
-                fields = source.fields(i)
-            except BadSample:
-                continue
-            missing = [name for name in missing if not has_field(fields, name)]
-            if not missing:
-                return
-        raise UserError(f"source {source.name}: no label column {', '.join(map(repr, missing))}; {there_are(source)}")
+        if missing := missing_fields(source, self.columns or (self.listing,)):
+            columns = ", ".join(map(repr, missing))
+            raise UserError(f"source {source.name}: no label column {columns}; {there_are(source)}")
 
 
 def _listed(value: Any) -> Iterable[Any]:

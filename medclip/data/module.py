@@ -274,8 +274,11 @@ class PairData(pl.LightningDataModule):
         if not train:
             return EpochOrder([Part(len(s), s.chunks, 1.0) for s in self.val_sources], seed=self.seed, shuffle=False)
         parts = [Part(len(source), source.chunks, source.weight) for source in self.sources]
-        first = None if self.batches is None else self.batches * self.batch_size * _trainer(self).world_size
-        return EpochOrder(parts, seed=self.seed, buffer=self.shuffle_buffer, first=first)
+        return EpochOrder(parts, seed=self.seed, buffer=self.shuffle_buffer, first=self._first())
+
+    def _first(self) -> int | None:
+        """Samples that `batches` makes."""
+        return None if self.batches is None else self.batches * self.batch_size * _trainer(self).world_size
 
     def _plan(self, *, drop_last: bool = False) -> Plan:
         trainer = _trainer(self)

@@ -43,12 +43,12 @@ from medclip.data.answers import normal_answer, normal_question
 from medclip.data.arrow import ArrowSource
 from medclip.data.bad import BadSample
 from medclip.data.captions import CaptionRule
-from medclip.data.filters import has_field, lookup
+from medclip.data.filters import lookup
 from medclip.data.index import digest, fingerprint
 from medclip.data.inside import is_inside
 from medclip.data.packed import Packed
 from medclip.data.raw import RawSample, Source
-from medclip.data.selection import there_are
+from medclip.data.selection import missing_fields, there_are
 from medclip.data.tables import TableSource
 from medclip.types import UserError
 
@@ -58,7 +58,6 @@ _OF_WHAT = ("kind", "organ", "modality")
 _TYPES = {"closed": "closed", "close": "closed", "yes/no": "closed", "yes-no": "closed", "binary": "closed"} | {
     name: "open" for name in ("open", "open-ended", "other", "number")
 }
-_LOOK = 50  # samples looked at before a field counts as missing
 
 
 @dataclass(frozen=True)
@@ -388,19 +387,11 @@ def _opened(configs: Sequence[Mapping[str, Any]], storage: Mapping[str, Any] | N
 
 
 def _check_fields(source: Source, rule: QuestionRule) -> None:
-    missing = list(dict.fromkeys(rule.fields))
-    for i in range(min(len(source), _LOOK)):
-        try:
-            fields = source.fields(i)
-        except BadSample:
-            continue
-        missing = [name for name in missing if not has_field(fields, name)]
-        if not missing:
-            return
-    raise UserError(
-        f"source {source.name}: questions names {', '.join(map(repr, missing))}, which no sample has; "
-        f"{there_are(source)}"
-    )
+    if missing := missing_fields(source, rule.fields):
+        raise UserError(
+            f"source {source.name}: questions names {', '.join(map(repr, missing))}, which no sample has; "
+            f"{there_are(source)}"
+        )
 
 
 def _image(source: Source, i: int, fields: Mapping[str, Any]) -> str:

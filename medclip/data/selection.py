@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _STEP = 512  # samples a thread takes at a time
+_LOOK = 50  # samples looked at before a field counts as missing
 _UNREAD = -2
 _MOST_CLASSES = 61  # one bit each of an answer, and one for "none of them"
 
@@ -288,6 +290,20 @@ def read_keys(path: str) -> list[str]:
             f"cannot read keep-list {path} ({str(error)[:120]}): give a parquet with a column `key`, or .npy"
         ) from error
     raise UserError(f"keep-list {path} has an unknown ending: use .parquet (column `key`), .npy or .txt")
+
+
+def missing_fields(
+    source: Source, names: Iterable[str], has: Callable[[Mapping[str, Any], str], bool] = has_field
+) -> list[str]:
+    """Those of `names`, each once, that none of the first readable samples `has`."""
+    missing = list(dict.fromkeys(names))
+    for i in range(min(len(source), _LOOK)):
+        if not missing:
+            break
+        with suppress(BadSample):
+            fields = source.fields(i)
+            missing = [name for name in missing if not has(fields, name)]
+    return missing
 
 
 def there_are(source: Source) -> str:
