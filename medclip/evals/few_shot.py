@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float, Int
 from medclip.evals.classification import parse_classes
 from medclip.evals.linear_probe import choose_strength, fit, logits
 from medclip.evals.metrics import macro
-from medclip.evals.probe_sets import Labelled, SetsOf, hold_out
+from medclip.evals.probe_sets import Labelled, SetsOf
 from medclip.evals.result import Advance, EvalData, FewShotDetails, Result, Role, ShotRow
 from medclip.infer.tip import Cache, choose, tip_logits
 from medclip.infer.zeroshot import LOGIT_SCALE, ensemble, fill, prompt_features
@@ -145,12 +145,10 @@ class FewShot:
         """Evaluate one checkpoint.
 
         Raises:
-            UserError: see `SetsOf.embed`; fewer than two classes, or too few groups to choose settings on.
+            UserError: see `SetsOf.embed`; too few groups to choose settings on.
         """
         sets = self.sets.embed(clip, batch_size, workers, advance)
         classes, test = sets.classes, sets.test
-        if len(classes) < 2:
-            raise UserError(f"evaluation {self.name!r} has a single class: mend evals.{self.name}.data.label")
         prompts = LOGIT_SCALE * ensemble(prompt_features(clip, classes, self.templates)).double().numpy().T
         right: dict[str, list[np.ndarray]] = {metric(how, k): [] for how in METHODS for k in self.shots}
         samples: dict[int, list[int]] = {k: [] for k in self.shots}
@@ -192,14 +190,7 @@ class FewShot:
         """Shots, up to `count` a class, and validation samples of one draw."""
         rng = np.random.default_rng([self.seed, number])
         if validation is None:
-            try:
-                held = hold_out(train.labels, train.groups, FOLDS, int(rng.integers(1 << 31)))
-            except ValueError as error:
-                raise UserError(
-                    f"evaluation {self.name!r}: {error} to choose settings on: give evals.{self.name}.validation, or "
-                    "more training groups"
-                ) from error
-            train, validation = train.take(~held), train.take(held)
+            train, validation = self.sets.part_for("settings", train, FOLDS, int(rng.integers(1 << 31)))
         shots = train.take(draw(train.labels, train.groups, count, rng))
         if len(set(shots.labels)) < 2:
             raise UserError(

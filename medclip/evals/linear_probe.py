@@ -23,7 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from medclip.evals import metrics as m
 from medclip.evals.calibration import probabilities, reliability
 from medclip.evals.classification import ClassificationOutcomes, classification_result, parse_classes
-from medclip.evals.probe_sets import Labelled, SetsOf, hold_out
+from medclip.evals.probe_sets import Labelled, SetsOf
 from medclip.evals.result import Advance, EvalData, Result, Role
 from medclip.types import DualEncoder, UserError
 
@@ -112,12 +112,10 @@ class LinearProbe:
         """Evaluate one checkpoint.
 
         Raises:
-            UserError: see `SetsOf.embed`; fewer than two classes, or too few groups to choose the penalty on.
+            UserError: see `SetsOf.embed`; too few groups to choose the penalty on.
         """
         sets = self.sets.embed(clip, batch_size, workers, advance)
         count = len(sets.classes)
-        if count < 2:
-            raise UserError(f"evaluation {self.name!r} has a single class: mend evals.{self.name}.data.label")
         train, validation = self._parts(sets.train, sets.validation)
         probe = fit(train.join(validation), choose_strength(train, validation, count))
         scores = logits(probe, sets.test.features, count)
@@ -133,16 +131,10 @@ class LinearProbe:
     def _parts(self, train: Labelled, validation: Labelled | None) -> tuple[Labelled, Labelled]:
         if validation is not None:
             return train, validation
-        try:
-            held = hold_out(train.labels, train.groups, FOLDS, self.seed)
-        except ValueError as error:
-            raise UserError(
-                f"evaluation {self.name!r}: {error} to choose the penalty on: give evals.{self.name}.validation, or "
-                "more training groups"
-            ) from error
-        if len(set(train.labels[~held])) < 2:
+        left, held = self.sets.part_for("the penalty", train, FOLDS, self.seed)
+        if len(set(left.labels)) < 2:
             raise UserError(
                 f"evaluation {self.name!r}: what is left to learn from once the penalty's part is held out has a "
                 f"single class: give evals.{self.name}.validation"
             )
-        return train.take(~held), train.take(held)
+        return left, held

@@ -94,8 +94,8 @@ class SetsOf:
         """The parts as one checkpoint sees them.
 
         Raises:
-            UserError: an empty part, a label that is no class, a class that nothing can be learnt of, or a group that
-                is in two parts.
+            UserError: an empty part, a label that is no class, a class that nothing can be learnt of, a single class,
+                or a group that is in two parts.
         """
 
         def found_in(part: str, data: EvalData, advance: Advance = lambda done: None) -> Collected:
@@ -131,8 +131,31 @@ class SetsOf:
                 f"evaluation {self.name!r}: nothing to learn {', '.join(map(repr, lacking))} from: leave such samples "
                 f"out by a filter, and out of evals.{self.name}.classes, or mend evals.{self.name}.train"
             )
+        if len(classes) < 2:
+            raise UserError(f"evaluation {self.name!r} has a single class: mend evals.{self.name}.data.label")
         held = _labelled(parts["validation"], classes) if "validation" in parts else None
         return ProbeSets(train, held, test, found, classes)
+
+    def part_for(self, choice: str, train: Labelled, folds: int, seed: int) -> tuple[Labelled, Labelled]:
+        """What is left to learn from, and the part of `train` that something is chosen on; see `hold_out`.
+
+        Args:
+            choice: what is chosen, for messages.
+            train: without a validation set of its own.
+            folds: one of which is held out.
+            seed: of the cut.
+
+        Raises:
+            UserError: there are too few groups.
+        """
+        try:
+            held = hold_out(train.labels, train.groups, folds, seed)
+        except ValueError as error:
+            raise UserError(
+                f"evaluation {self.name!r}: {error} to choose {choice} on: give evals.{self.name}.validation, or more "
+                "training groups"
+            ) from error
+        return train.take(~held), train.take(held)
 
     def _refuse_shared(self, parts: dict[str, Collected]) -> None:
         of = {part: _named_groups(found) for part, found in parts.items()}
