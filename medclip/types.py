@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+CLOSED, OPEN = "closed: ", "open: "  # how the name of an answer begins that belongs to closed, or to open, questions
+
 
 class UserError(Exception):
     """Something the user can mend. The message is one line: what is wrong, where, and the remedy.

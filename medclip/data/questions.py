@@ -32,7 +32,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -163,6 +163,10 @@ class QuestionSource:
         """The field `vqa` of sample i."""
         return orjson.loads(self.asked.bytes(int(self.rows[i])))
 
+    def abouts(self) -> Iterator[dict[str, str]]:
+        """That of all samples in turn."""
+        return (self.about(i) for i in range(len(self)))
+
     def key(self, i: int) -> str:
         return self.about(i)["id"]
 
@@ -239,7 +243,7 @@ def check_ids(source: QuestionSource) -> None:
     Raises:
         UserError: so it is.
     """
-    counts = Counter(source.key(i) for i in range(len(source)))
+    counts = Counter(about["id"] for about in source.abouts())
     if twice := [key for key, count in counts.items() if count > 1]:
         raise UserError(
             f"source {source.name}: {len(twice)} ids are those of several questions ({_some(twice)}): name a field "
@@ -276,11 +280,9 @@ def vocabulary(
         )
     counts: Counter[str] = Counter()
     closed: Counter[str] = Counter()
-    for source in _opened([*sources, *also], storage):
-        for i in range(len(source)):
-            about = source.about(i)
-            counts[about[key]] += 1
-            closed[about[key]] += about["type"] == "closed"
+    for about in _abouts([*sources, *also], storage):
+        counts[about[key]] += 1
+        closed[about[key]] += about["type"] == "closed"
     names = [name for name, count in counts.items() if count >= least]
     if not names:
         raise UserError(f"vocabulary: no answer is right for {least} questions or more: lower least")
@@ -307,9 +309,8 @@ def words(
         UserError: a source that has no questions.
     """
     counts: Counter[str] = Counter()
-    for source in _opened([*sources, *also], storage):
-        for i in range(len(source)):
-            counts.update(source.about(i)["question"].split())
+    for about in _abouts([*sources, *also], storage):
+        counts.update(about["question"].split())
     return sorted((word for word, count in counts.items() if count >= least), key=lambda word: (-counts[word], word))
 
 
@@ -323,24 +324,22 @@ def texts(sources: Sequence[Mapping[str, Any]], *, storage: Mapping[str, Any] | 
     Raises:
         UserError: a source that has no questions.
     """
-    return [source.about(i)["question"] for source in _opened(sources, storage) for i in range(len(source))]
+    return [about["question"] for about in _abouts(sources, storage)]
 
 
 def unknown_answers(source: QuestionSource, names: Sequence[str]) -> Counter[str]:
     """The right answers that are not among `names`, slots or bare answers, with the number of their questions."""
-    known, asked = set(names), [source.about(i) for i in range(len(source))]
-    return Counter(about["slot"] for about in asked if not known & {about["slot"], about["answer"]})
+    known = set(names)
+    return Counter(about["slot"] for about in source.abouts() if known.isdisjoint((about["slot"], about["answer"])))
 
 
 def shared_images(train: Sequence[Source], test: Sequence[Source]) -> tuple[int, int]:
     """How many images of the test questions are in training too, and how many of the test questions ask about these."""
-    ours = {
-        source.about(i)["image"] for source in train if isinstance(source, QuestionSource) for i in range(len(source))
-    }
-    theirs = Counter(
-        source.about(i)["image"] for source in test if isinstance(source, QuestionSource) for i in range(len(source))
+    ours, theirs = (
+        Counter(about["image"] for source in part if isinstance(source, QuestionSource) for about in source.abouts())
+        for part in (train, test)
     )
-    both = ours & set(theirs)
+    both = ours.keys() & theirs.keys()
     return len(both), sum(theirs[image] for image in both)
 
 
@@ -372,7 +371,8 @@ def report(
         )
 
 
-def _opened(configs: Sequence[Mapping[str, Any]], storage: Mapping[str, Any] | None) -> list[QuestionSource]:
+def _abouts(configs: Sequence[Mapping[str, Any]], storage: Mapping[str, Any] | None) -> Iterator[dict[str, str]]:
+    """What the samples of these sources say, once all of them are open."""
     from medclip.data.sources import open_sources  # here: it opens sources of this kind, too
 
     options = dict(storage or {})
@@ -383,7 +383,8 @@ def _opened(configs: Sequence[Mapping[str, Any]], storage: Mapping[str, Any] | N
                 f"source {source.name} has no questions: say {{question: FIELD, answer: FIELD}} in its `questions`"
             )
         found.append(source)
-    return found
+    for source in found:
+        yield from source.abouts()
 
 
 def _check_fields(source: Source, rule: QuestionRule) -> None:

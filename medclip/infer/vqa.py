@@ -16,10 +16,9 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from medclip.infer.scorers import seen_rows
-from medclip.types import Batch, Preprocess, Tokenizer, UserError
+from medclip.types import CLOSED, OPEN, Batch, Preprocess, Tokenizer, UserError
 
 POOL = 1024  # images held for the passes with others' images: 150 MB at 224 pixels
-_SLOTS = ("closed: ", "open: ")
 
 
 class Reply(Protocol):
@@ -73,7 +72,7 @@ class Replies(NamedTuple):
 
 def bare(answer: str) -> str:
     """An answer without what it says of its questions' type: "closed: yes" and "yes" are one answer."""
-    return next((answer.removeprefix(slot) for slot in _SLOTS if answer.startswith(slot)), answer)
+    return next((answer.removeprefix(slot) for slot in (CLOSED, OPEN) if answer.startswith(slot)), answer)
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from medclip.models.language import IGNORED, Language, load_language
 from medclip.models.parts import rebuild
-from medclip.types import Batch, Preprocess, UserError
+from medclip.types import CLOSED, OPEN, Batch, Preprocess, UserError
 
 
 class Spoken(NamedTuple):
@@ -72,7 +72,7 @@ class Speaker(nn.Module):
     ) -> None:
         super().__init__()
         self.answers = list(map(str, answers))
-        if any(name.startswith(("closed: ", "open: ")) for name in self.answers):
+        if any(name.startswith((CLOSED, OPEN)) for name in self.answers):
             raise UserError("a model that generates has one list of answers: say data.labels.field=vqa.answer")
         if answer_length < 2:
             raise UserError(f"model.answer_length is {answer_length}: give 2 or more, the end token included")

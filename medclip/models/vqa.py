@@ -22,9 +22,8 @@ from torch import Tensor, nn
 from medclip.models.encoder import refuse_unlike
 from medclip.models.parts import describe, find, rebuild
 from medclip.models.weights import read_checkpoint
-from medclip.types import Asked, Batch, Preprocess, QuestionEncoder, UserError
+from medclip.types import CLOSED, Asked, Batch, Preprocess, QuestionEncoder, UserError
 
-CLOSED = "closed: "
 TYPES = ["closed", "open"]  # the answers of a model that tells types
 
 

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from medclip.tasks.base import real_rows
 from medclip.tasks.rows import RowTask
-from medclip.types import Batch, UserError
+from medclip.types import CLOSED, Batch, UserError
 
-_CLOSED = "closed: "
 _COUNTED = ("accuracy", "accuracy/closed", "accuracy/open", "routing")
 
 
@@ -36,7 +35,7 @@ class VqaTask(RowTask):
         super().__init__(*args, **options)
         answers: list[str] = list(self.model.description["answers"])  # pyright: ignore
         self.answers = len(answers)
-        self.closed = sum(name.startswith(_CLOSED) for name in answers)
+        self.closed = sum(name.startswith(CLOSED) for name in answers)
         self._counts = torch.zeros(len(_COUNTED), 2, dtype=torch.float64)
 
     def score(self, batch: Batch) -> tuple[Any, dict[str, Tensor], Tensor]:
