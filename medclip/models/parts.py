@@ -24,9 +24,7 @@ def describe(part: Any) -> Any:
     """A partial module as plain data; anything else is handed back."""
     if not isinstance(part, partial):
         return part
-    made: Any = part.func
-    name = f"{made.__module__.removeprefix('medclip.')}.{made.__qualname__}"
-    return {"part": name, **{key: describe(value) for key, value in part.keywords.items()}}
+    return {"part": name_of(part.func), **{key: describe(value) for key, value in part.keywords.items()}}
 
 
 def find(description: Any) -> Any:
@@ -49,6 +47,11 @@ def rebuild(description: Mapping[str, Any]) -> nn.Module:
     """
     made: Any = named(description["part"])
     return made.from_description({key: value for key, value in description.items() if key != "part"})
+
+
+def name_of(made: Any) -> str:
+    """What `named` finds a class by."""
+    return f"{made.__module__.removeprefix('medclip.')}.{made.__qualname__}"
 
 
 def named(name: Any) -> type[nn.Module]:

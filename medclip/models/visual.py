@@ -16,86 +16,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import timm.models.vision_transformer
 import torch
 from jaxtyping import Float
 from timm.layers import get_act_layer
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from medclip.models.attention import choose_path
 from medclip.models.build import build_clip
 from medclip.models.clip import Clip
 from medclip.models.dae import CODE, Dae, load_dae, squared_error
 from medclip.models.encoder import DECODER, read_vit, refuse_unlike
+from medclip.models.eye import Eye, Seen
 from medclip.models.grey import Grey
 from medclip.models.load import load_clip
 from medclip.models.maml import SIZE as MAML_SIZE
 from medclip.models.maml import WIDTH, MamlNet, load_maml
 from medclip.models.parts import rebuild
 from medclip.models.pixels import IMAGENET, Pixels
-from medclip.models.remembered import Remembered
 from medclip.models.tokens import freeze_unused, place_tokens, trunk_tokens
 from medclip.models.vit import VitShape
 from medclip.types import Batch, Preprocess, UserError
-
-Seen = tuple[Float[Tensor, "b v dim"], Float[Tensor, " b"]]
-
-
-class Eye(nn.Module):
-    """What all of them share.
-
-    Args:
-        frozen: it stays as it is, and its features are remembered.
-        remember: GB of memory for these; 0 for none.
-    """
-
-    dim: int
-    preprocess: Preprocess | None = None  # of its images; None where any will do
-
-    def __init__(self, *, frozen: bool, remember: float) -> None:
-        super().__init__()
-        if not 0 <= remember < 1e6:
-            raise UserError(f"model.visual.remember is {remember}: give GB of memory, 0 for none")
-        self.frozen = frozen
-        self.remember = remember
-        self.memory = Remembered(int(remember * 1e9)) if frozen and remember else None
-        self.register_load_state_dict_pre_hook(lambda *_: self._forget())
-
-    def see(self, batch: Batch) -> Float[Tensor, "b v dim"]:
-        raise NotImplementedError
-
-    def _settle(self) -> None:
-        """To be called when all parts are there."""
-        if self.frozen:
-            self.requires_grad_(False)
-        self.train()
-
-    def train(self, mode: bool = True) -> Self:
-        return super().train(mode and not self.frozen)
-
-    def _apply(self, *args: Any, **options: Any) -> Self:
-        self._forget()  # another device or type
-        return super()._apply(*args, **options)
-
-    def _forget(self) -> None:
-        if self.memory is not None:
-            self.memory.forget()
-
-    def forward(self, batch: Batch) -> Float[Tensor, "b v dim"] | Seen:
-        return self.seen(batch)
-
-    def seen(self, batch: Batch) -> Float[Tensor, "b v dim"]:
-        """`see`, or what is remembered of it."""
-        of: Any = {key: value for key, value in batch.items() if key in ("image", "mean", "std")}
-        if self.memory is None or isinstance(of["image"], FakeTensor):  # a dry run's, without content
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-                return self.see(batch)
-        # One row at a time and in evaluation mode, see `remembered`.
-        make = lambda row: self.see({key: value[row : row + 1] for key, value in of.items()})  # noqa: E731 # pyright: ignore
-        return self.memory(list(of.values()), make)
 
 
 class ClipImages(Eye):
@@ -129,18 +72,12 @@ class ClipImages(Eye):
 
     @property
     def description(self) -> dict[str, Any]:
-        """Plain data from which `from_description` makes it again, without its weights."""
-        own = {"clip": self._about, "frozen": self.frozen, "tokens": self.tokens, "remember": self.remember}
-        return {"part": "models.visual.ClipImages", **own}
+        return {**super().description, "clip": self._about, "tokens": self.tokens}
 
     @classmethod
     def from_description(cls, fields: Mapping[str, Any]) -> ClipImages:
-        return cls(
-            build_clip(fields["clip"]),
-            frozen=fields["frozen"],
-            tokens=fields["tokens"],
-            remember=fields["remember"],
-        )
+        options = dict(fields)
+        return cls(build_clip(options.pop("clip")), **options)
 
     def see(self, batch: Batch) -> Float[Tensor, "b v dim"]:
         kind = next(self.net.parameters()).dtype
@@ -192,27 +129,14 @@ class VitImages(Eye):
 
     @property
     def description(self) -> dict[str, Any]:
-        """Plain data from which `from_description` makes it again, without its weights."""
-        return {
-            "part": "models.visual.VitImages",
-            "shape": asdict(self.shape),
-            "preprocess_cfg": self.fed.as_dict(),
-            "own_norm": self.own_norm,
-            "frozen": self.frozen,
-            "tokens": self.tokens,
-            "remember": self.remember,
-        }
+        about = {"shape": asdict(self.shape), "preprocess_cfg": self.fed.as_dict()}
+        return {**super().description, **about, "own_norm": self.own_norm, "tokens": self.tokens}
 
     @classmethod
     def from_description(cls, fields: Mapping[str, Any]) -> VitImages:
-        return cls(
-            VitShape(**fields["shape"]),
-            Preprocess.from_dict(fields["preprocess_cfg"]),
-            own_norm=fields["own_norm"],
-            frozen=fields["frozen"],
-            tokens=fields["tokens"],
-            remember=fields["remember"],
-        )
+        options = dict(fields)
+        shape, fed = VitShape(**options.pop("shape")), Preprocess.from_dict(options.pop("preprocess_cfg"))
+        return cls(shape, fed, **options)
 
     def see(self, batch: Batch) -> Float[Tensor, "b v dim"]:
         image = self.pixels.normalise_image(batch)
@@ -238,15 +162,6 @@ class MamlImages(Eye):
         self.net = MamlNet()
         self._settle()
 
-    @property
-    def description(self) -> dict[str, Any]:
-        """Plain data from which `from_description` makes it again, without its weights."""
-        return {"part": "models.visual.MamlImages", "frozen": self.frozen, "remember": self.remember}
-
-    @classmethod
-    def from_description(cls, fields: Mapping[str, Any]) -> MamlImages:
-        return cls(**fields)
-
     def see(self, batch: Batch) -> Float[Tensor, "b 1 64"]:
         return self.net(self.grey(batch)).unsqueeze(1)
 
@@ -269,15 +184,6 @@ class DaeImages(Eye):
         self.net = Dae()
         self._settle()
         self.convert = nn.Linear(CODE, self.dim)
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """Plain data from which `from_description` makes it again, without its weights."""
-        return {"part": "models.visual.DaeImages", "frozen": self.frozen, "remember": self.remember}
-
-    @classmethod
-    def from_description(cls, fields: Mapping[str, Any]) -> DaeImages:
-        return cls(**fields)
 
     def see(self, batch: Batch) -> Float[Tensor, "b 1 code"]:
         return self.net.encode(self.net.grey(batch)).flatten(1).unsqueeze(1)
