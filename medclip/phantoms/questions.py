@@ -42,7 +42,8 @@ def question_phantom(seed: int, index: int, drawing: int, place: int, size: int)
 
     Returns:
         A phantom whose caption is the question, whose label is the answer ("Yes", "No", "Disc", "left"…), and whose
-        `attributes` are {question, answer, type ("CLOSED" or "OPEN"), kind, modality, and the drawing's facts}.
+        `attributes` are {question, answer, type ("CLOSED" or "OPEN"), kind, modality, the drawing's facts, and a
+        statement of all of them}, which is what a CLIP may learn before the questions.
     """
     own, rng = (np.random.default_rng([seed, _STREAM, *key]) for key in ((1, drawing), (0, index)))
     facts = {kind: str(own.choice(values)) for kind, values in VALUES.items()}
@@ -61,7 +62,8 @@ def question_phantom(seed: int, index: int, drawing: int, place: int, size: int)
     question = str(rng.choice((_CLOSED if closed else _OPEN)[kind])).format(asked)
     about = {"question": question, "answer": answer, "type": "CLOSED" if closed else "OPEN", "kind": kind}
     name = patient_name(KIND, seed, drawing)
-    attributes = {**about, "modality": ground, **facts}
+    statement = "A {colour} {shape} at the {height} {side}, on {ground}.".format(**facts, ground=ground)
+    attributes = {**about, "modality": ground, **facts, "statement": statement}
     return Phantom(image, answer, attributes, [question], name, KIND, index, [(facts["shape"], *box)])
 
 
