@@ -67,6 +67,11 @@ class Batch(TypedDict, total=False):
     label: Tensor  # float32 (b, c): 1 present, 0 absent, NaN not known (to be ignored)
     mean: Tensor  # float32 (b, 3): statistics of each row's own data set, on a 0..1 scale, in place of the model's
     std: Tensor  # float32 (b, 3)
+    bag: Tensor  # float (b, n, d) features of a slide's patches, padded with zeros
+    real: Tensor  # bool (b, n): False where a bag is padded
+    coords: Tensor  # int64 (b, n, 2) level-0 coordinates (x, y) of the patches
+    time: Tensor  # float32 (b,) until the event or, without one, until the last that is known
+    event: Tensor  # float32 (b,): 1 where the event was seen, 0 where the time is censored
     key: list[str]  # n <= b keys of the real rows
     meta: list[dict[str, Any]]  # metadata of the real rows, where a consumer asked for it
     skipped: int  # samples that this batch should have had, but that could not be used
