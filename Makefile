@@ -17,7 +17,7 @@ help:  ## show this
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("medclip needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[hf,wandb,cloud,ray,zarr,lora,onnx,slurm,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[hf,wandb,cloud,ray,zarr,lora,onnx,serve,slurm,dev]'
 	@touch $@
 
 install: $(VENV)/.installed  ## environment only
