@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from slides.entry import Entry
 from slides.errors import SlideError, said
 from slides.files import Busy, OutputError, alone, sweep, write_whole, written
 from slides.h5 import Layout, read_coords, side_of, write_features
+from slides.identity import identity
 from slides.open import open_slide
 from slides.patches import CORRUPT, SPARSE, read_patches
 from slides.plan import Plan, make_plan, plan_at
@@ -72,6 +73,7 @@ class SlideWork:
         self.plan: Plan | None = None
         self.slide: Slide | None = None
         self.change: Change | None = None
+        self.identity = ""
         self.done = 0  # rows whose features are on disk
         self.status = np.zeros(0, np.uint8)
         self.blocks: list[np.ndarray] = []  # features on disk
@@ -105,6 +107,7 @@ class SlideWork:
                 self.close()
                 return
             self.slide = self.held.enter_context(open_slide(self.entry.path, mpp=self.entry.mpp, exact=request.exact))
+            self.identity = identity(self.entry.path)
             self.change = recolour(self.slide, request, self._take_up(self.slide, request))
         except OutputError:
             raise
@@ -214,8 +217,12 @@ class SlideWork:
         self.waiting = []
         self.done += rows
 
-    def finish(self, encoder: str, told: Told | None = None) -> None:
-        """Write the slide's file, tell of it, write its row, and let go of it."""
+    def finish(self, encoder: str, told: Told | None = None, weights: str = "") -> None:
+        """Write the slide's file, tell of it, write its row, and let go of it.
+
+        `weights` is the encoder's fingerprint, an attribute of the features where there is one.
+        """
+        extra = {"slide_identity": self.identity} | ({"weights": weights} if weights else {})
         none = np.zeros((0, 0), np.float32)
         try:
             if self.plan is None:
@@ -242,9 +249,9 @@ class SlideWork:
                 self._note()
                 return
             if self.output.format == "zarr":
-                write_zarr(self.target, self.plan, rows, features, encoder)
+                write_zarr(self.target, self.plan, rows, features, encoder, extra)
             else:
-                write_features(self.target, self.plan, rows, features, self.output.layout, encoder)
+                write_features(self.target, self.plan, rows, features, self.output.layout, encoder, extra)
             if told is not None:
                 told(self.plan, self.target, features)
             self._note()  # last: a kill before it has the slide finished again
@@ -264,7 +271,14 @@ class SlideWork:
         self.slide = None
 
 
-def write_zarr(path: Path, plan: Plan, rows: np.ndarray, features: np.ndarray, encoder: str) -> None:
+def write_zarr(
+    path: Path,
+    plan: Plan,
+    rows: np.ndarray,
+    features: np.ndarray,
+    encoder: str,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
     """`features`, `coords` and `coverage` as a zarr group, its attributes those of the HDF5."""
     try:
         import zarr
@@ -280,7 +294,7 @@ def write_zarr(path: Path, plan: Plan, rows: np.ndarray, features: np.ndarray, e
         group.create_array("features", data=features, chunks=(chunk, features.shape[1]))
         group.create_array("coords", data=plan.coords[rows], chunks=(chunk, 2))
         group.create_array("coverage", data=plan.coverage[rows], chunks=(chunk,))
-        known = attributes("trident", plan, str(path.parent)) | {"encoder": encoder}
+        known = attributes("trident", plan, str(path.parent)) | {"encoder": encoder} | dict(extra or {})
         group.attrs.update({k: v.item() if isinstance(v, np.generic) else v for k, v in known.items()})
         shutil.rmtree(path, ignore_errors=True)
         part.replace(path)

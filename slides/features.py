@@ -209,7 +209,7 @@ class _Run:
             self.meter.patch(0, count)
             place += count
             if last:
-                work.finish(self.encoder.name, self.written_one)
+                work.finish(self.encoder.name, self.written_one, getattr(self.encoder, "fingerprint", ""))
                 self.works.discard(work)
                 self.rows[work.entry.slide] = work.row
                 self.meter.slide(work.row["status"])

@@ -82,11 +82,7 @@ class PatchEncoder:
     @cached_property
     def fingerprint(self) -> str:
         """Of the weights: two models of one name must not share a folder of features."""
-        found = hashlib.blake2b(repr((self.preprocess, self.crop)).encode(), digest_size=8)
-        for key, value in self.model.state_dict().items():
-            found.update(key.encode())
-            found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        return found.hexdigest()
+        return fingerprint(self.model, self.preprocess, self.crop)
 
     def fit(self, images: Tensor) -> Tensor:
         """uint8 (b, 3, s, s) to uint8 (b, 3, h, w): resized with antialiasing as Pillow does, then the middle of it."""
@@ -102,6 +98,23 @@ class PatchEncoder:
         if list(images.shape[-2:]) != [height, width]:
             images = transforms.center_crop(images, [height, width])
         return images
+
+
+def fingerprint(model: nn.Module, preprocess: Preprocess, crop: float = 1.0) -> str:
+    """16 hexadecimal digits that change with a model's weights, and with how its images are made.
+
+    Features carry it (attribute `weights`), so that texts are compared with features of their own model alone.
+
+    Args:
+        model: whose `state_dict` counts.
+        preprocess: of its images.
+        crop: see `PatchEncoder`.
+    """
+    found = hashlib.blake2b(repr((preprocess, crop)).encode(), digest_size=8)
+    for key, value in model.state_dict().items():
+        found.update(key.encode())
+        found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def clip_encoder(
