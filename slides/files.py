@@ -115,7 +115,8 @@ def alone(lock: Path) -> Iterator[None]:
 def sweep(folders: Iterable[Path], name: str) -> None:
     """Remove what killed processes left half-written of a slide in some folders. Its lock is held by the caller."""
     mine = re.compile(
-        rf"\.{re.escape(name)}(-\d+\.tar|(_patches)?\.h5|\.(json|parquet|geojson|jpg|pt|zarr))(\.[\w-]+)?\.part"
+        rf"\.{re.escape(name)}(-\d+\.tar|(_patches)?\.h5|\.(json|parquet|csv|geojson|jpg|png|tiff|pt|zarr))"
+        r"(\.[\w-]+)?\.part"
     )
     for folder in dict.fromkeys(folders):
         for part in folder.glob(".*.part"):
