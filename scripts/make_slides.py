@@ -6,6 +6,11 @@ gives `slides/ID.svs`, `truth/ID.geojson` (an annotation per class, as QuPath op
 (slide, path, mpp, label, patient) and, where asked for, `captions.jsonl` in the layout of PathGen-1.6M: one object per
 patch with `wsi_id`, `position` (level-0 x and y of the upper left corner, as text), `caption` and `file_id`, and
 beside them `label` (the class of its tissue) and `patient`.
+
+    python scripts/make_slides.py --out folder --slides 200 --size 2688 2016 --seed 1 --planted 0.02 0.06
+
+leaves every slide benign but for one tumour of 2 to 6 % of the tissue on those that are labelled so: bags for MIL. The
+column `planted` of slides.csv has each slide's share, 0 where there is none; `truth` has the region.
 """
 
 from __future__ import annotations
@@ -19,9 +24,10 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from shapely.geometry import mapping
 
-from medclip.phantoms.slide import SlidePhantom, slide_phantom
+from medclip.phantoms.slide import LABELS, SlidePhantom, slide_phantom
 from medclip.types import UserError
 from slides.errors import SlideError
 from slides.geojson import write_geojson
@@ -45,6 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--mpp", type=float, default=0.5, help="micrometres a level-0 pixel (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the set (%(default)s)")
     parser.add_argument("--per-patient", type=int, default=1, help="slides of a patient (%(default)s)")
+    parser.add_argument(
+        "--planted", type=float, nargs=2, metavar=("LEAST", "MOST"), help="a tumour's share of the tissue (no limit)"
+    )
     parser.add_argument("--captions", type=int, default=0, help="captioned patches of a slide (none)")
     parser.add_argument("--patch", type=int, default=672, help="their side, level-0 pixels (%(default)s, PathGen's)")
     chosen = parser.parse_args(arguments)
@@ -62,11 +71,19 @@ def make_slides(chosen: argparse.Namespace) -> int:
     if min(chosen.slides, chosen.per_patient, chosen.patch) < 1:
         raise UserError("--slides, --per-patient and --patch must be at least 1")
     size = (chosen.size[0], chosen.size[1])
+    bounds: list[float] | None = chosen.planted
+    shares: list[float | None] = [None] * chosen.slides
+    if bounds is not None:
+        if bounds[0] > bounds[1]:
+            raise UserError(f"--planted {bounds[0]} {bounds[1]}: give the least share first")
+        seeds = ([chosen.seed, 1002, index] for index in range(chosen.slides))
+        shares = [float(np.random.default_rng(seed).uniform(*bounds)) for seed in seeds]
     phantoms = [
-        slide_phantom(chosen.seed, index, size, chosen.mpp, slides_per_patient=chosen.per_patient)
-        for index in range(chosen.slides)
+        slide_phantom(chosen.seed, index, size, chosen.mpp, slides_per_patient=chosen.per_patient, planted=share)
+        for index, share in enumerate(shares)
     ]
-    _claim(chosen.out, {"size": list(size), "mpp": chosen.mpp, "seed": chosen.seed, "per_patient": chosen.per_patient})
+    recipe = {"size": list(size), "mpp": chosen.mpp, "seed": chosen.seed, "per_patient": chosen.per_patient}
+    _claim(chosen.out, recipe | ({} if bounds is None else {"planted": bounds}))
     made = 0
     for slide in phantoms:
         path = chosen.out / "slides" / f"{slide.name}.svs"
@@ -77,8 +94,11 @@ def make_slides(chosen: argparse.Namespace) -> int:
             made += 1
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(("slide", "path", "mpp", "label", "patient"))
-    rows.writerows((s.name, f"slides/{s.name}.svs", s.mpp, s.label, s.patient) for s in phantoms)
+    rows.writerow(("slide", "path", "mpp", "label", "patient", *([] if bounds is None else ["planted"])))
+    for s, share in zip(phantoms, shares, strict=True):
+        bears = s.label != LABELS[0]
+        extra = [] if share is None else [f"{share if bears else 0:.4f}"]
+        rows.writerow((s.name, f"slides/{s.name}.svs", s.mpp, s.label, s.patient, *extra))
     _replace(chosen.out / "slides.csv", table.getvalue())
     if chosen.captions:
         lines = [json.dumps(line) for slide in phantoms for line in captions(slide, chosen.captions, chosen.patch)]

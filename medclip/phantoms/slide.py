@@ -3,6 +3,9 @@
 A slide belongs to a patient (stain, scanner) and has one diagnosis; its regions are polygons in level-0 pixels, laid
 over each other like paper, so the class of any point is known. Pixels are made tile by tile, at any level, from a few
 fields of each class that are laid side by side in random order and orientation, each blended into the next.
+
+With `planted`, a tumour is one small region on a slide that is benign otherwise: what heads on bags of patches are to
+find, and where.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 import shapely
+import shapely.affinity
 from shapely.geometry import LineString, Polygon
 from shapely.geometry.base import BaseGeometry
 
@@ -51,6 +55,7 @@ _RECIPES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]]
     }
 )
 LABELS = tuple(_RECIPES)
+_BENIGN = "benign glandular epithelium"
 
 
 @dataclass(frozen=True)
@@ -172,6 +177,7 @@ def slide_phantom(
     slides_per_patient: int = 1,
     label: str | None = None,
     pen: bool | None = None,
+    planted: float | None = None,
 ) -> SlidePhantom:
     """The slide `index` of the endless set `seed`: the same arguments give the same pixels.
 
@@ -183,9 +189,11 @@ def slide_phantom(
         slides_per_patient: neighbours in the set that share stain and scanner.
         label: the diagnosis; None: drawn.
         pen: with a pen mark; None: one slide in four.
+        planted: a tumour's share of the tissue, 0.001 to 0.2, as one region on top of a slide that is laid out and
+            painted as the benign one of this index; None: the diagnosis is all over every piece.
 
     Raises:
-        UserError: a size, mpp or label that is not possible.
+        UserError: a size, mpp, label or share that is not possible.
     """
     if min(size) < 256 or max(size) > 500_000:
         raise UserError(f"a slide phantom of {size[0]} x {size[1]} pixels is not possible: choose 256 to 500000")
@@ -193,14 +201,19 @@ def slide_phantom(
         raise UserError(f"a slide phantom at {mpp} micrometres a pixel is not possible: choose 0.1 to 2")
     if label is not None and label not in LABELS:
         raise UserError(f"unknown slide label {label!r}: choose one of {', '.join(LABELS)}")
+    if planted is not None and not 0.001 <= planted <= 0.2:
+        raise UserError(f"planted={planted}: a tumour takes 0.001 to 0.2 of a slide's tissue")
     rng = np.random.default_rng([seed, _STREAM, 0, index])
     patient = index // slides_per_patient
     stain = _Stain.draw(np.random.default_rng([seed, _STREAM, 1, patient]))
     drawn = str(rng.choice(LABELS))
     inked = bool(rng.random() < 0.25)
     label = drawn if label is None else label
-    layers = _lay_out(rng, size, label)
+    layers = _lay_out(rng, size, label if planted is None else _BENIGN)
     mark, ink = _pen_mark(rng, layers, size) if (inked if pen is None else pen) else (None, "none")
+    if planted is not None and label != _BENIGN:
+        # numbers of its own, so that all else, the ink too, is the benign slide's
+        layers = _plant(np.random.default_rng([seed, _STREAM, 5, index]), layers, label, planted)
     attributes = {"stain": stain.strength, "scanner": stain.scanner, "pen": ink, "mpp": mpp}
     return SlidePhantom(
         size, mpp, label, attributes, patient_name("slide", seed, patient), seed, index, layers, mark, stain
@@ -245,6 +258,32 @@ def _lay_out(rng: np.random.Generator, size: tuple[int, int], label: str) -> lis
             part = blob(rng, (at[0], at[1]), (reach[0], reach[1]), 0.22).intersection(piece)
             layers += [(name, p) for p in shapely.get_parts(part) if p.geom_type == "Polygon"]
     return layers
+
+
+def _plant(
+    rng: np.random.Generator, layers: list[tuple[str, Polygon]], label: str, share: float
+) -> list[tuple[str, Polygon]]:
+    """The layers with one region of `label` on top, of `share` of the tissue's area, whole inside one piece."""
+    tissue = shapely.union_all([polygon for _, polygon in layers])
+    pieces = sorted(
+        (part for part in shapely.get_parts(tissue) if isinstance(part, Polygon)), key=lambda part: part.area
+    )
+    area = share * tissue.area
+    reach = np.sqrt(area / np.pi) * rng.uniform(0.8, 1.25, 2)
+    order = [pieces[int(k)] for k in rng.permutation(len(pieces))]
+    for piece in [*order, pieces[-1]]:
+        inner = piece.buffer(-1.3 * reach.max())
+        places = [] if inner.is_empty else _points_in(inner, rng, 200)
+        if places:
+            break
+    else:
+        inner = pieces[-1].representative_point()
+        places = [(int(inner.x), int(inner.y))]
+    part = blob(rng, places[0], (reach[0], reach[1]), 0.22)
+    scale = float(np.sqrt(area / part.area))
+    part = shapely.affinity.scale(part, scale, scale, origin=places[0]).intersection(tissue)
+    part = max((p for p in shapely.get_parts(part) if isinstance(p, Polygon)), key=lambda p: p.area)
+    return [*layers, (label, Polygon(part.exterior))]
 
 
 def _pen_mark(

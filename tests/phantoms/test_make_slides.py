@@ -87,3 +87,20 @@ def test_what_is_not_possible_is_said_in_one_line(
         assert make_slides.main(arguments) == 2
         said = capsys.readouterr().err
         assert message in said and len(said.splitlines()) == 1
+
+
+def test_planted_tumours_are_in_table_and_truth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    size = ["--slides", "5", "--size", "700", "600", "--seed", "1", "--out", str(tmp_path)]
+    assert make_slides.main([*size, "--planted", "0.06", "0.03"]) == 2
+    assert "least share first" in capsys.readouterr().err
+    assert make_slides.main([*size, "--planted", "0.03", "0.06"]) == 0
+    with (tmp_path / "slides.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["label"] == "benign glandular epithelium" for row in rows} == {True, False}
+    for row in rows:
+        regions = json.loads((tmp_path / "truth" / f"{row['slide']}.geojson").read_text())["features"]
+        areas = {r["properties"]["classification"]["name"]: shape(r["geometry"]).area for r in regions}
+        areas.pop("pen", None)
+        tumour = sum(area for label, area in areas.items() if "carcinoma" in label) / sum(areas.values())
+        assert tumour == pytest.approx(float(row["planted"]), rel=0.1)
+        assert (tumour > 0) == (row["label"] != "benign glandular epithelium")

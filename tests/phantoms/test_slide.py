@@ -161,3 +161,44 @@ def test_what_is_not_possible_is_said_in_one_line(change: dict, message: str) ->
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="choose among"):
         slide_phantom(0, 0).painter((1, 64))
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.integers(0, 500),
+    st.sampled_from([(2688, 2016), (1000, 900), (900, 3000)]),
+    st.sampled_from([0.002, 0.03, 0.2]),
+)
+def test_a_planted_tumour_has_its_share_and_is_one_region(
+    seed: int, index: int, size: tuple[int, int], share: float
+) -> None:
+    slide = slide_phantom(seed, index, size, label="adenocarcinoma", planted=share)
+    regions = dict(slide.regions())
+    assert {"adenocarcinoma", "squamous cell carcinoma"} & set(regions) == {"adenocarcinoma"}
+    region = regions["adenocarcinoma"]
+    # where a piece is narrower than the tumour, its border cuts some of it off
+    assert 0.5 * share < region.area / slide.tissue().area <= share * 1.001
+    assert region.geom_type == "Polygon"
+    if share < 0.1:
+        assert region.area / slide.tissue().area == pytest.approx(share, rel=0.1)
+
+
+def test_all_but_the_planted_tumour_is_the_benign_slide() -> None:
+    """Nothing but the region gives the label away: neither ground, nor other regions, stain, or ink."""
+    benign = slide_phantom(6, 1, SMALL, label=LABELS[0], pen=True, planted=0.05)
+    plain = slide_phantom(6, 1, SMALL, label=LABELS[0], pen=True)
+    tumour = slide_phantom(6, 1, SMALL, label="squamous cell carcinoma", pen=True, planted=0.05)
+    before, after = paint(benign), paint(tumour)
+    assert np.array_equal(before, paint(plain))
+    region = dict(tumour.regions())["squamous cell carcinoma"]
+    row, column = np.nonzero((before != after).any(-1))
+    away = shapely.distance(region, shapely.points(column + 0.5, row + 0.5))
+    assert away.max() < 1.5  # the border's own pixels
+    assert len(row) > 0.9 * region.area
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_share_that_is_none_is_refused(share: float) -> None:
+    with pytest.raises(UserError, match=r"0\.001 to 0\.2"):
+        slide_phantom(0, 0, planted=share)
