@@ -77,7 +77,7 @@ def make_slides(chosen: argparse.Namespace) -> int:
         if bounds[0] > bounds[1]:
             raise UserError(f"--planted {bounds[0]} {bounds[1]}: give the least share first")
         seeds = ([chosen.seed, 1002, index] for index in range(chosen.slides))
-        shares = [float(np.random.default_rng(seed).uniform(*bounds)) for seed in seeds]
+        shares = [float(np.random.default_rng(seed).uniform(bounds[0], bounds[1])) for seed in seeds]
     phantoms = [
         slide_phantom(chosen.seed, index, size, chosen.mpp, slides_per_patient=chosen.per_patient, planted=share)
         for index, share in enumerate(shares)
