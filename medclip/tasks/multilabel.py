@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from medclip.tasks.auroc import auroc_by_class
+from medclip.tasks.balance import balance
 from medclip.tasks.base import real_rows
 from medclip.tasks.gather import count_real, gather_rows
 from medclip.tasks.rows import RowTask
@@ -38,13 +39,7 @@ class MultilabelTask(RowTask):
 
     def on_fit_start(self) -> None:
         """Tell the loss terms that ask for it how many samples have each class."""
-        asking: list[Any] = [term for term in self.losses.values() if getattr(term, "balanced", False)]
-        count = getattr(getattr(self.trainer, "datamodule", None), "label_counts", None)
-        if asking and count is not None:
-            counts = count()
-            positives, negatives = zip(*(counts.get(name, (0, 0)) for name in self.classes), strict=True)
-            for term in asking:
-                term.balance(positives, negatives)
+        balance(self.losses.values(), self.classes, getattr(self.trainer, "datamodule", None))
 
     def score(self, batch: Batch) -> tuple[Any, dict[str, Tensor], Tensor]:
         label = batch.get("label")
