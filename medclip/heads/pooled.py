@@ -45,23 +45,22 @@ def shares(scores: Float[Tensor, "b k n"], real: Bool[Tensor, "b n"]) -> Float[T
     return scores.masked_fill(~some(real).unsqueeze(1), -torch.inf).softmax(2)
 
 
-def by_rows(layers: Callable[[Tensor], Tensor], x: Float[Tensor, "b n d"], rows: int = ROWS) -> Float[Tensor, "b n e"]:
-    """`layers(x)`, made anew in the backward pass where a bag has more than `rows` patches.
+def by_rows(layers: Callable[[Tensor], Tensor], x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n e"]:
+    """`layers(x)`, made anew in the backward pass where a bag has more than ROWS patches.
 
     Of what the layers compute on the way, only one stretch of rows is in memory at any time.
 
     Args:
         layers: works on each patch by itself.
         x: patches; of any float type, which the layers see as float32.
-        rows: how many at a time.
     """
-    if x.shape[1] <= rows:
+    if x.shape[1] <= ROWS:
         return layers(widened(x))
 
     def stretch(part: Tensor) -> Tensor:
         return layers(widened(part))
 
-    parts = [checkpoint(stretch, part, use_reentrant=False) for part in x.split(rows, 1)]
+    parts = [checkpoint(stretch, part, use_reentrant=False) for part in x.split(ROWS, 1)]
     return torch.cat(parts, 1)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 

@@ -110,14 +110,20 @@ class MilModel(nn.Module):
         """Logits of `batch["bag"]`; the head's own losses where `batch["label"]` is known.
 
         Raises:
-            UserError: no bags, or features of another width.
+            UserError: no bags, features of another width, or labels of another number.
         """
         bag, real, label = batch.get("bag"), batch.get("real"), batch.get("label")
         if bag is None or real is None:
             raise UserError("the data hand out no bags of features: say data=bags")
         self.refuse(bag.shape[2], None)
-        # The time bin of a censored slide is no label that a head could learn from.
-        pooled = self.head(bag, real, None if self.target == "survival" else label)
+        if self.target == "survival":
+            label = None  # the time bin of a censored slide is no label that a head could learn from
+        if label is not None and label.shape[1] != self.outputs:
+            raise UserError(
+                f"the data have {label.shape[1]} labels a bag, the model {self.outputs} outputs: model.classes must be "
+                "${data.labels.names}, model.target ${data.target}"
+            )
+        pooled = self.head(bag, real, label)
         return MilOut(self._meant(pooled.logits), pooled.extra, pooled.attention)
 
     def predict(self, bag: Float[Tensor, "b n dim"], real: Bool[Tensor, "b n"] | None = None) -> MilPrediction:
