@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,6 +30,7 @@ class Collected:
     labels: list[str] = field(default_factory=list)
     captions: list[list[str]] = field(default_factory=list)
     thumbnails: list[bytes] = field(default_factory=list)
+    raw: list[Mapping[str, Any]] = field(default_factory=list)  # metadata as the set has it
     skipped: dict[str, int] = field(default_factory=dict)
 
 
@@ -55,6 +58,7 @@ def collect(
             found.groups += [str(meta[i]["group"]) for i in usable]
             found.labels += [str(meta[i]["label"]) for i in usable]
             found.captions += [list(meta[i]["captions"]) for i in usable]
+            found.raw += [meta[i].get("raw") or {} for i in usable]
         advance(len(meta))
     found.skipped = dict(Counter(reason for _, reason, _ in data.bad))
     if lacking:
