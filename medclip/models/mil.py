@@ -235,7 +235,13 @@ def build_mil(
         about, state = content.get("medclip"), content.get("state_dict")
         if not isinstance(about, Mapping) or about.get("kind") != "mil" or not isinstance(state, Mapping):
             raise UserError(f"model.init={init} is no slide model: give a checkpoint of medclip train experiment=mil_…")
-        model.refuse(dim, about["encoder"], f"model.init={init}: its features")
+        made_by = about.get("encoder")
+        theirs, ours = (about.get("dim"), made_by or encoder), (dim, encoder or made_by)
+        if theirs != ours:
+            raise UserError(
+                f"model.init={init} was trained on features of {theirs[0]} numbers by {theirs[1]}, these are of "
+                f"{ours[0]} by {ours[1]}: give a checkpoint of the same encoder, or leave model.init out"
+            )
         taken = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
         refuse_unlike(model.state_dict(), taken, init)
         model.load_state_dict(taken)
