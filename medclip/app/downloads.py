@@ -1,14 +1,23 @@
-"""A map as a file to take away."""
+"""A map as a file to take away: as `medclip heatmap` writes it."""
 
 from __future__ import annotations
 
-import csv
 import io
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from medclip.app.maps import Map
-from medclip.app.viewer import Viewer
+from slides.heat_geojson import tiles, write_features
+from slides.heat_image import draw
+from slides.heat_table import write_table
+from slides.heat_tiff import write_heat_tiff
+from slides.overview import overview
+from slides.reader import Slide
+
+_LONGEST = 2048  # side of the picture
+_CELL = 32  # pixels of a patch in the TIFF at least: it is opened over the slide, at any size
 
 
 @dataclass(frozen=True)
@@ -16,30 +25,57 @@ class Download:
     """One kind of file.
 
     Args:
-        make: its content.
+        make: its content, of a map and its open slide.
         media: HTTP's name of its type.
-        ending: of the file's name.
     """
 
-    make: Callable[[Viewer, Map], bytes]
+    make: Callable[[Map, Slide], bytes]
     media: str
-    ending: str
 
 
-def _png(viewer: Viewer, found: Map) -> bytes:
-    return found.overlay()
+def _png(found: Map, slide: Slide) -> bytes:
+    seen = overview(slide, slide.mpp * max(max(slide.size) / _LONGEST, 1.0))
+    out = io.BytesIO()
+    title = f"{found.wanted.slide}: {found.wanted.title}"
+    draw(seen, found.heat, found.scale, title=title, label=found.unit).save(out, "png")
+    return out.getvalue()
 
 
-def _csv(viewer: Viewer, found: Map) -> bytes:
-    out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow(["x", "y", "side", "value"])
-    for (x, y), value in zip(found.coords.tolist(), found.values.tolist(), strict=True):
-        table.writerow([x, y, f"{found.side:g}", f"{value:.6g}"])
-    return out.getvalue().encode()
+def _written(name: str, write: Callable[[Path], object]) -> bytes:
+    """What a function writes to a file."""
+    with tempfile.TemporaryDirectory(prefix="medclip-") as folder:
+        path = Path(folder) / name
+        write(path)
+        return path.read_bytes()
+
+
+def _geojson(found: Map, slide: Slide) -> bytes:
+    patches = tiles(found.values, found.coords, found.side, found.size, found.scale, found.wanted.title)
+    return _written("map.geojson", lambda path: write_features(path, patches))
+
+
+def _tiff(found: Map, slide: Slide) -> bytes:
+    down = max(int(found.heat.cell / _CELL), 1)
+    return _written(
+        "map.tiff",
+        lambda path: write_heat_tiff(
+            path, found.heat, found.scale, mpp=slide.mpp, downsample=down, compression="deflate"
+        ),
+    )
+
+
+def _csv(found: Map, slide: Slide) -> bytes:
+    return _written(
+        "map.csv",
+        lambda path: write_table(
+            path, found.wanted.slide, found.values, found.coords, found.side, label=found.unit, scale=found.scale.said
+        ),
+    )
 
 
 DOWNLOADS = {
-    "png": Download(_png, "image/png", "png"),
-    "csv": Download(_csv, "text/csv; charset=utf-8", "csv"),
+    "png": Download(_png, "image/png"),
+    "geojson": Download(_geojson, "application/geo+json"),
+    "tiff": Download(_tiff, "image/tiff"),
+    "csv": Download(_csv, "text/csv; charset=utf-8"),
 }

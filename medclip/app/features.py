@@ -6,7 +6,8 @@ Kept as float16 with their lengths beside them, so that a map is one product: 15
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +17,10 @@ import torch
 
 from medclip.app.lru import Lru
 from medclip.types import UserError
+from slides.belongs import refuse_another
 from slides.errors import SlideError
 from slides.h5 import read_coords, side_of
-from slides.identity import identity
+from slides.reader import Slide
 
 _ROWS = 4096  # read at a time: HDF5 holds the interpreter's lock meanwhile
 _RUN = 64  # neighbouring rows of a sample
@@ -143,45 +145,46 @@ class FeatureStore:
                     continue
         return None
 
-    def bag(self, model: str, slide: str, size: tuple[int, int], path: str) -> Bag:
+    def bag(self, model: str, slide: str, opened: Callable[[], AbstractContextManager[Slide]]) -> Bag:
         """All patches of a slide.
 
         Args:
             model: its name in the viewer.
             slide: its name.
-            size: (width, height) of the slide, which the features must belong to.
-            path: of the slide's file, likewise.
+            opened: gives the open slide, which the features must belong to.
 
         Raises:
-            SlideError: there are none, they cannot be read, or they belong to another slide or model.
+            SlideError: there are none, they cannot be read, or they belong to another slide.
         """
-        return self._bags.get((model, slide), lambda: self._read(model, slide, (size, path)))
+
+        def make() -> Bag:
+            with opened() as own:
+                return self._read(model, slide, own=own)
+
+        return self._bags.get((model, slide), make)
 
     def sample(self, model: str, slide: str, most: int) -> Bag:
         """At most so many patches, in runs spread evenly over the file; not kept.
 
         Raises:
-            SlideError: as `bag`.
+            SlideError: there are none, or they cannot be read.
         """
-        return self._read(model, slide, None, most)
+        return self._read(model, slide, most=most)
 
-    def _read(self, model: str, slide: str, of: tuple[tuple[int, int], str] | None, most: int | None = None) -> Bag:
+    def _read(self, model: str, slide: str, *, own: Slide | None = None, most: int | None = None) -> Bag:
         one = self.sets[model]
-        path, known = one.files.get(slide), ""
+        path = one.files.get(slide)
         if path is None:
-            raise SlideError(
-                f"{slide}: {model} has no features of it in {one.folder.name}: run `medclip extract` on it"
-            )
+            raise SlideError(f"{slide}: {model} has no features of it: run `medclip extract` on it")
         coords, found = read_coords(path)
         side = side_of(path, found)
-        if of is not None:
-            _check_size(slide, path, coords, side, of[0], found)
         rows = _spread(len(coords), most)
         try:
             with h5py.File(path) as file:
                 data = file["features"]
                 assert isinstance(data, h5py.Dataset)
-                known = str(data.attrs.get("slide_identity", ""))
+                if own is not None:
+                    refuse_another(path, own, slide, coords, side, dict(data.attrs) | found)
                 if data.shape[-2:] != (len(coords), one.dim):
                     raise SlideError(
                         f"{slide}: its features have shape {data.shape}, not ({len(coords)}, {one.dim}): "
@@ -193,8 +196,6 @@ class FeatureStore:
                 ]
         except (OSError, KeyError, AssertionError) as error:
             raise SlideError(f"{slide}: its features cannot be read ({error}): extract it again") from None
-        if of is not None and known and known != identity(of[1]):
-            raise SlideError(f"{slide}: {path.name} was made of another file of the same size: extract it again")
         if not parts:
             raise SlideError(f"{slide}: no patch of it has features: is there tissue on it?")
         features, lengths = (torch.cat(each) for each in zip(*parts, strict=True))
@@ -221,18 +222,3 @@ def _half(features: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """float16 (n, d) and their float32 lengths (n,), of float32."""
     half = torch.from_numpy(np.clip(features, -65504, 65504)).half()
     return half, half.float().norm(dim=1).clamp(min=1e-12)
-
-
-def _check_size(
-    slide: str, path: Path, coords: np.ndarray, side: float, size: tuple[int, int], found: Mapping[str, object]
-) -> None:
-    """Refuse features of another slide of the same name.
-
-    Raises:
-        SlideError: the file says another size, or patches lie outside the slide.
-    """
-    said = tuple(int(found[key]) for key in ("level0_width", "level0_height") if key in found)  # type: ignore[call-overload]
-    outside = len(coords) and (int(coords.min()) < -side or (coords >= np.array(size)).any())
-    if (len(said) == 2 and said != size) or outside:
-        of = f"a slide of {said[0]} x {said[1]} pixels" if len(said) == 2 and said != size else "places outside it"
-        raise SlideError(f"{slide} has {size[0]} x {size[1]} pixels, {path.name} is of {of}: extract it again")

@@ -132,8 +132,8 @@ def make_app(
         which = wanted(name, model, prompt, against)
         if kind not in DOWNLOADS:
             raise Refused(404, f"no such file: there are {', '.join(DOWNLOADS)}")
-        content = await think(lambda: DOWNLOADS[kind].make(viewer, viewer.map(which)))
-        file = f"{name}_{which.title[:60]}.{DOWNLOADS[kind].ending}".replace("/", "-")
+        content = await think(lambda: viewer.file(which, kind))
+        file = f"{name}_{which.title[:60]}.{kind}".replace("/", "-")
         headers = _FRESH | {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(file)}"}
         return Response(content, media_type=DOWNLOADS[kind].media, headers=headers)
 

@@ -9,11 +9,13 @@ import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medclip.app import tiles
+from medclip.app.downloads import DOWNLOADS
 from medclip.app.features import Bag, FeatureStore
 from medclip.app.limits import Limits, Refused
 from medclip.app.lru import Lru
@@ -79,8 +81,6 @@ class Viewer:
         self._stop = threading.Event()
         self._scan: threading.Thread | None = None
 
-    # --- the cohort -----------------------------------------------------------------------------------------------
-
     def start(self) -> None:
         """Look at every slide once, and gather the sample of the cohort's patches, in the background."""
         self._scan = threading.Thread(target=self._look, name="looking", daemon=True)
@@ -128,9 +128,11 @@ class Viewer:
 
     def _said(self, name: str, error: Exception) -> str:
         """An error's line, without the folders of this machine."""
-        path = self.entries[name].path
-        folder = path.rpartition("/")[0] + "/"
-        return " ".join(str(error).split()).replace(folder, "")
+        said = " ".join(str(error).split())
+        folders = [Path(self.entries[name].path).parent, *(one.folder for one in self.store.sets.values())]
+        for folder in folders:
+            said = said.replace(f"{folder}/", "")
+        return said
 
     def listing(self) -> dict[str, Any]:
         """Every slide with what is known of it so far."""
@@ -169,8 +171,6 @@ class Viewer:
             kind = "text" if name in self.texts.models else "attention" if name in self.slide_models else "features"
             rows.append({"name": name, "kind": kind, "encoder": one.encoder})
         return rows
-
-    # --- pixels ---------------------------------------------------------------------------------------------------
 
     def _pyramid(self, name: str) -> tiles.Pyramid:
         known = self.about(name)
@@ -227,15 +227,13 @@ class Viewer:
         except SlideError as error:
             raise Refused(422, self._said(name, error)) from None
 
-    # --- maps and neighbours --------------------------------------------------------------------------------------
-
     def _bag(self, name: str, model: str) -> tuple[Bag, tuple[int, int]]:
         pyramid = self._pyramid(name)
         if model not in self.store.sets:
             raise Refused(404, "no such model")
         size = (pyramid.width, pyramid.height)
         try:
-            return self.store.bag(model, name, size, self.entries[name].path), size
+            return self.store.bag(model, name, lambda: self.pool.use(name)), size
         except SlideError as error:
             raise Refused(422, self._said(name, error)) from None
 
@@ -259,6 +257,19 @@ class Viewer:
         if not text and wanted.model not in self.slide_models:
             raise Refused(422, f"{wanted.model} has features only: there is no map of it")
         return self._maps.get(wanted, make)
+
+    def file(self, wanted: Wanted, kind: str) -> bytes:
+        """A map as a file of `DOWNLOADS`.
+
+        Raises:
+            Refused: as `map`; or the slide below it cannot be decoded.
+        """
+        found = self.map(wanted)
+        try:
+            with self.pool.use(wanted.slide) as slide:
+                return DOWNLOADS[kind].make(found, slide)
+        except SlideError as error:
+            raise Refused(422, self._said(wanted.slide, error)) from None
 
     def top(self, wanted: Wanted) -> list[Hit]:
         """The patches that match best, none overlapping another."""

@@ -40,15 +40,15 @@ function complain(error) {
 const say = text => { $("status").textContent = text; };
 
 function make(tag, given = {}, ...children) {
-  const { data, ...rest } = given;
-  const element = Object.assign(document.createElement(tag), rest);
+  const element = Object.assign(document.createElement(tag), given);
   element.append(...children);
   return element;
 }
 
 const number = value => {
   const size = Math.abs(value);
-  return size !== 0 && (size < 0.001 || size >= 1e5) ? value.toExponential(2) : value.toFixed(size < 10 ? 3 : 1);
+  const text = size !== 0 && (size < 0.001 || size >= 1e5) ? value.toExponential(2) : value.toFixed(size < 10 ? 3 : 1);
+  return text.replace("-", "−");
 };
 
 // --- the list of slides ---------------------------------------------------------------------------------------------
@@ -240,8 +240,8 @@ async function draw() {
     if (turn !== state.asked || slide !== state.slide) return;
     await Promise.all(maps.map((map, i) => lay(state.panes[i], map, path(slide.name, "map.png", queries[i]))));
     if (turn !== state.asked || slide !== state.slide) return;
-    $("look").hidden = $("hint").hidden = false;
-    $("hint").hidden = true;
+    $("look").hidden = false;
+    $("hint").hidden = $("patch").hidden = true;
     findings(maps, queries);
     say(`${maps[0].patches} patches, ${Math.round(performance.now() - begun)} ms`);
     remember();
@@ -359,6 +359,7 @@ async function pick(own, point) {
     $("patch").querySelector("div").replaceChildren(...parts);
     $("patch").hidden = false;
     $("hint").hidden = true;
+    $("results").scrollTop = 0;
     say(`Patch at ${found.patch.x}, ${found.patch.y}`);
   } catch (error) {
     if (turn === state.picked) say(error.message);
