@@ -1,13 +1,14 @@
 """Zero-shot classification that infers circumstances first (`infer.perceptionclip`), beside what it is to improve on.
 
-Beside the usual metrics stand those of plain zero-shot (`METRIC:plain`, the template without attributes) and of the
-average of all states' texts (`METRIC:averaged`, prompt ensembling). Where samples say what an attribute truly is, the
-worst group, class by attribute, is given for each, and how often the attribute is inferred right. A group without
-samples counts for nothing.
+Beside the usual metrics stand those of plain zero-shot (`plain_…`, the template without attributes) and of the average
+of all states' texts (`averaged_…`, prompt ensembling). Where samples say what an attribute truly is, the worst group is
+given for each way, a group being a class with one value of one attribute, and how often the attribute is inferred
+right. Groups of few samples are left out, since the worst of many small ones says nothing.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,19 +32,19 @@ class PerceptionOutcomes(ClassificationOutcomes):
     """`logits` are log p(y | x); beside them those of other ways, groups, and which attributes were inferred right."""
 
     others: dict[str, Float[np.ndarray, "n c"]]
-    cells: Int[np.ndarray, " n"] | None  # group of each sample, -1 where its attributes are not known
+    cells: list[Int[np.ndarray, " n"]]  # of each attribute: group of each sample, -1 where it is in none
     inferred: dict[str, Float[np.ndarray, " n"]]  # attribute -> 1 right, 0 wrong, NaN not known
 
     def values(self, weights: Float[np.ndarray, "b n"]) -> dict[str, Float[np.ndarray, " b"]]:
         """Every metric under each row of sample weights."""
         found = super().values(weights)
-        ways = {"": self.logits} | {f":{name}": logits for name, logits in self.others.items()}
+        ways = {"": self.logits} | {f"{name}_": logits for name, logits in self.others.items()}
         for way, logits in ways.items():
-            if self.cells is not None:
-                found[f"worst_group_accuracy{way}"] = worst_group(logits.argmax(1) == self.labels, self.cells, weights)
+            if self.cells:
+                found[f"{way}worst_group_accuracy"] = worst_group(logits.argmax(1) == self.labels, self.cells, weights)
             if way:
                 table = m.confusion(self.labels, logits.argmax(axis=1), logits.shape[1], weights)
-                found[f"mean_per_class_recall{way}"] = m.macro(m.class_recall(table))
+                found[f"{way}balanced_accuracy"] = m.macro(m.class_recall(table))
         for name, right in self.inferred.items():
             known = ~np.isnan(right)
             found[f"inferred_{name}"] = m.weighted_mean(right[known], weights[:, known])
@@ -51,10 +52,10 @@ class PerceptionOutcomes(ClassificationOutcomes):
 
 
 def worst_group(
-    right: np.ndarray, cells: Int[np.ndarray, " n"], weights: Float[np.ndarray, "b n"]
+    right: np.ndarray, cells: Sequence[Int[np.ndarray, " n"]], weights: Float[np.ndarray, "b n"]
 ) -> Float[np.ndarray, " b"]:
     """The lowest accuracy over the groups that have weight; samples of group -1 are in none. NaN without any."""
-    each = [m.weighted_mean(right[cells == c], weights[:, cells == c]) for c in np.unique(cells[cells >= 0])]
+    each = [m.weighted_mean(right[own == c], weights[:, own == c]) for own in cells for c in np.unique(own[own >= 0])]
     if not each:
         return np.full(len(weights), np.nan)
     table = np.stack(each, axis=1)
@@ -75,6 +76,7 @@ class PerceptionClassification:
         variant: with_y (ClassAttr) or without_y (PureAttr): how attributes are inferred.
         temperature: of the attributes' probabilities.
         attributes: attribute -> field of the metadata that says its true value, named as in `factors`; {} for none.
+        least: samples of a group that counts as one.
 
     Raises:
         UserError: a template without a place for the name, no factors, attributes that are no factors, or a temperature
@@ -94,6 +96,7 @@ class PerceptionClassification:
         variant: Variant = "with_y",
         temperature: float = 1.0,
         attributes: Mapping[str, str] | None = None,
+        least: int = 10,
     ) -> None:
         self.data, self.name = data, name
         self.role: Role = role
@@ -108,7 +111,7 @@ class PerceptionClassification:
             )
         if not isinstance(temperature, int | float) or not temperature > 0:
             raise UserError(f"evals.{name}.temperature={temperature}: give a number above 0")
-        self.template, self.generic, self.temperature = template, generic, float(temperature)
+        self.template, self.generic, self.temperature, self.least = template, generic, float(temperature), least
         self.variant: Variant = variant
 
     @torch.inference_mode()
@@ -155,7 +158,7 @@ class PerceptionClassification:
                 "plain": plain.log_classes(features).numpy(),
                 "averaged": (scale * features @ averaged.T).numpy(),
             },
-            _cells(labels, true) if true else None,
+            [_cells(labels, values, self.least) for values in true.values()],
             {factor: self._right(log_states, factor, values) for factor, values in true.items()},
         )
         result = classification_result(
@@ -168,7 +171,7 @@ class PerceptionClassification:
             templates=[compose(self.template, "{c}", text) for state in self.states for text in state.texts],
         )
         even = 1 / len(classes)
-        chance = {f"mean_per_class_recall:{way}": even for way in outcomes.others}
+        chance = {f"{way}_balanced_accuracy": even for way in outcomes.others}
         chance |= {f"inferred_{factor}": 1 / len(self.factors[factor]) for factor in true}
         return replace(result, chance=result.chance | chance)
 
@@ -188,13 +191,12 @@ class PerceptionClassification:
         )
 
 
-def _cells(labels: Int[np.ndarray, " n"], true: Mapping[str, Sequence[str | None]]) -> Int[np.ndarray, " n"]:
-    """A number for each class in each combination of the attributes; -1 where one of them is not known."""
-    rows = list(zip(*true.values(), strict=True))
-    cells = {cell: i for i, cell in enumerate(dict.fromkeys(zip(labels.tolist(), rows, strict=True)))}
-    return np.array(
-        [-1 if None in row else cells[label, row] for label, row in zip(labels.tolist(), rows, strict=True)]
-    )
+def _cells(labels: Int[np.ndarray, " n"], values: Sequence[str | None], least: int) -> Int[np.ndarray, " n"]:
+    """A number for each class with each value; -1 where that is not known, or of fewer than `least` samples."""
+    pairs = list(zip(labels.tolist(), values, strict=True))
+    counts = Counter(pairs)
+    place = {pair: i for i, pair in enumerate(counts)}
+    return np.array([-1 if p[1] is None or counts[p] < least else place[p] for p in pairs])
 
 
 def _lookup(raw: Any, path: str) -> str | None:

@@ -34,7 +34,7 @@ class SlideOutcomes(ClassificationOutcomes):
     drawn: Float[np.ndarray, "draws n c"] = field(default_factory=lambda: np.zeros((0, 0, 0)))
 
     def values(self, weights: Float[np.ndarray, "b n"]) -> dict[str, Float[np.ndarray, " b"]]:
-        """Every metric under each row of slide weights; `METRIC:POOLING` for each pooling."""
+        """Every metric under each row of slide weights; and for each pooling, `METRIC_POOLING`."""
         found = super().values(weights)
         if len(self.drawn):
             draws = np.stack([self.balanced(own, weights) for own in self.drawn])
@@ -42,8 +42,8 @@ class SlideOutcomes(ClassificationOutcomes):
             names = ("median_over_prompts", "lower_quartile_over_prompts", "upper_quartile_over_prompts")
             found |= dict(zip(names, quarters, strict=True))
         for name, logits in self.pooled.items():
-            found[f"mean_per_class_recall:{name}"] = self.balanced(logits, weights)
-            found[f"auroc:{name}"] = m.macro(m.class_auroc(m.log_odds(logits), self.labels, weights))
+            found[f"balanced_accuracy_{name}"] = self.balanced(logits, weights)
+            found[f"auroc_{name}"] = m.macro(m.class_auroc(m.log_odds(logits), self.labels, weights))
         return found
 
     def balanced(self, logits: Float[np.ndarray, "n c"], weights: Float[np.ndarray, "b n"]) -> np.ndarray:
@@ -212,6 +212,6 @@ class SlideZeroShot:
                 for d, v in zip(chosen, balanced[len(alone) :], strict=True)
             ],
         )
-        even = {"mean_per_class_recall": 1 / count, "auroc": 0.5}
-        chance = {f"{metric}:{name}": value for metric, value in even.items() for name in outcomes.pooled}
+        even = {"balanced_accuracy": 1 / count, "auroc": 0.5}
+        chance = {f"{metric}_{name}": value for metric, value in even.items() for name in outcomes.pooled}
         return replace(result, details=details, chance=result.chance | chance)
