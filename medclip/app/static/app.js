@@ -108,7 +108,7 @@ function pane() {
   $("panes").append(figure);
   const viewer = OpenSeadragon({
     element: view, drawer: "canvas", showNavigationControl: false, maxZoomPixelRatio: 4, visibilityRatio: 0.4,
-    animationTime: calm ? 0 : 0.5, imageLoaderLimit: 6, tileRetryMax: 4, tileRetryDelay: 700, preserveImageSizeOnResize: true,
+    animationTime: calm ? 0 : 0.5, imageLoaderLimit: 6, tileRetryMax: 4, tileRetryDelay: 700,
     gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true }, gestureSettingsTouch: { clickToZoom: false, dblClickToZoom: true },
   });
   const own = { figure, view, caption, viewer, overlay: null, map: null, mark: null };
