@@ -261,7 +261,8 @@ def _alike(bags: list[Bag], dim: int | None, encoder: str | None) -> tuple[list[
         dim = dim or Counter(bag.dim for bag in bags).most_common(1)[0][0]
         named = Counter(bag.files[0].encoder for bag in bags if bag.files[0].encoder is not None)
         encoder = encoder or (named.most_common(1)[0][0] if named else None)
-        weights = Counter(bag.files[0].weights for bag in bags if bag.files[0].encoder == encoder).most_common(1)
+        said = (bag.files[0].weights for bag in bags if bag.files[0].encoder == encoder)
+        weights = Counter(text for text in said if text).most_common(1)
     good: list[Bag] = []
     for bag in bags:
         file = bag.files[0]
