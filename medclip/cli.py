@@ -15,6 +15,7 @@ VERBS = {
     "evaluate": "evaluate one checkpoint, or several side by side: gain and forgetting in one report",
     "extract": "whole-slide images -> patches (shards, h5, images) and features",
     "export": "checkpoint -> open_clip folder (safetensors); WiSE-FT blends",
+    "heatmap": "slides, their features and a checkpoint -> maps: PNG, GeoJSON for QuPath, pyramidal TIFF, tables",
     "serve": "the viewer: slides in the browser, with text prompts as maps",
     "demo": "the whole way on generated data (or on your own pairs), a few minutes on two CPU cores",
 }

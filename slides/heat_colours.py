@@ -87,7 +87,9 @@ def make_scale(
     if not len(finite):
         raise SlideError("no value is finite: there is nothing to draw")
     low, high = (float(value) for value in np.percentile(finite, (first, last)))
-    said = "least to greatest value" if (first, last) == (0, 100) else f"percentiles {first:g} to {last:g}"
+    said = (
+        "least to greatest value" if (first, last) == (0, 100) else f"percentiles {first:g} to {last:g}"
+    ) + " of this slide"
     if centred:
         high = max(abs(low), abs(high))
         low = -high
@@ -95,7 +97,7 @@ def make_scale(
     if high - low <= 1e-12 * max(abs(low), abs(high), 1e-300):  # all alike: the middle colour, not a division by 0
         room = max(abs(low), 1e-6) * 0.5
         low, high, said = low - room, high + room, "all values alike"
-    return Scale(low, high, palette, f"{said} of this slide")
+    return Scale(low, high, palette, said)
 
 
 def _pair(values: Sequence[float], name: str) -> tuple[float, float]:

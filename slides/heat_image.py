@@ -75,7 +75,7 @@ def draw(
     for share, anchor in ((0.0, "la"), (0.5, "ma"), (1.0, "ra")):
         value = scale.low + share * (scale.high - scale.low)
         pen.text((pad + share * (bar.width - 1), below), number(value, scale), _INK, small, anchor=anchor)
-    said = f"{scale.palette}, {scale.said}" + (f"; {note}" if note else "")
+    said = "; ".join(filter(None, [f"{scale.palette}, {scale.said}", note, f"{alpha:.0%} opaque" if alpha < 1 else ""]))
     pen.text((pad, below + 1.4 * size), shortened(said, small, room), _INK, small)
     _scale_bar(pen, seen.mpp, picture.width, width - pad, bar_top, size)
     return out

@@ -64,6 +64,10 @@ TOYS = {
         "data.val_sources=[{phantoms: {kind: questions, samples: 4, size: 64, seed: 1}}]",
     ],
 }
+TOYS["medclip.models.mil.build_mil"] = [
+    *("data.patches=8", "data.folds=3", "trainer.accumulate_grad_batches=1"),
+    "data.phantoms={slides: 24, patches: 12, dim: 8, rare: 0.2, seed: 0, target: ${data.target}}",
+]
 TOYS["medclip.models.generate.build_generate"] = [
     *TOYS["medclip.models.vqa.build_vqa"],
     *("model/visual=maml", "model.length=16", "model.answer_length=3"),
@@ -92,7 +96,13 @@ def test_verbs_compose(name: str) -> None:
 @pytest.mark.parametrize("path", [path for path in FILES if len(path.parts) > 1], ids=str)
 def test_groups_compose_and_name_things_that_exist(path: Path) -> None:
     group, choice = path.parent.as_posix(), path.stem
-    verb = {"eval": "evaluate", "suite": "evaluate", "slides": "extract", "encoder": "extract"}.get(group, "train")
+    verb = {
+        "eval": "evaluate",
+        "suite": "evaluate",
+        "slides": "extract",
+        "encoder": "extract",
+        "source": "heatmap",
+    }.get(group, "train")
     value = f"[{choice}]" if group in ("loss", "eval", "logger", "callbacks") else choice
     group = f"+{group}" if "/" in group else group  # a part that only some choices have: model/visual
     cfg = composed(verb, f"{group}={value}")
@@ -114,7 +124,7 @@ def test_experiments_run(name: str, tmp_path: Path, tmp_path_factory: pytest.Tem
     if "questions" in shipped.model:
         toy += QUESTIONS[shipped.model.questions._target_]
         toy += [] if shipped.model.visual is None else ["model/visual=maml"]  # the cheapest
-    if len(shipped.data.val_sources) and not any(word.startswith("data.val_sources") for word in toy):
+    if len(shipped.data.get("val_sources", ())) and not any(word.startswith("data.val_sources") for word in toy):
         toy.append(f"data.val_sources=[{PHANTOMS % 1}]")
     if "language" in shipped.model:
         pytest.importorskip("transformers")

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PARTS = {"losses", "heads", "models", "optim", "infer", "tasks", "callbacks", "curate", "phantoms"}
-VERBS = {"cli", "config", "train", "evaluate", "extract", "export", "serve", "demo"}
+VERBS = {"cli", "config", "train", "evaluate", "extract", "heatmap", "export", "serve", "demo"}
 MAY = {
     **{part: {"types"} for part in PARTS},
     "types": set(),
@@ -23,6 +23,7 @@ MAY = {
     "dry": {"types"},
     "evaluate": {"config", "types", "evals"},
     "extract": {"config", "types", "evaluate", "slides"},
+    "heatmap": {"config", "types", "evaluate", "slides"},
     "export": {"config", "types", "evals", "models", "evaluate", "callbacks"},
     "serve": {"config", "types", "evaluate", "models", "app", "slides"},
     "app": {"infer", "types", "slides"},
