@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from medclip.heads.abmil import Abmil
+from medclip.heads.acmil import Acmil
 from medclip.heads.clam import Clam
+from medclip.heads.dsmil import Dsmil
 from medclip.heads.pool import MaxPool, MeanPool
+from medclip.heads.transmil import TransMil
 
 DIM, CLASSES = 12, 3
 
@@ -20,6 +24,11 @@ HEADS: dict[str, Callable[..., nn.Module]] = {
     "abmil_plain": lambda **o: Abmil(DIM, CLASSES, hidden=8, attention=6, gated=False, **o),
     "clam_sb": lambda **o: Clam(DIM, CLASSES, k_sample=2, **o),
     "clam_mb": lambda **o: Clam(DIM, CLASSES, k_sample=2, branches="each", subtyping=True, instance_loss="ce", **o),
+    "dsmil": lambda **o: Dsmil(DIM, CLASSES, query=6, **o),
+    "dsmil_values": lambda **o: Dsmil(DIM, CLASSES, query=6, nonlinear=False, values=True, **o),
+    "transmil": lambda **o: TransMil(DIM, CLASSES, **dict[str, Any](hidden=8, heads=2, landmarks=6) | o),
+    "transmil_paper": lambda **o: TransMil(DIM, CLASSES, hidden=8, heads=2, landmarks=6, compat="paper", **o),
+    "acmil": lambda **o: Acmil(DIM, CLASSES, **dict[str, Any](hidden=8, attention=6, tokens=3, masked=4) | o),
 }
 
 

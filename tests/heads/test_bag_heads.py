@@ -8,7 +8,7 @@ import torch
 from medclip.heads import pooled
 from tests.heads.bag_toys import CLASSES, HEADS, all_real, bag_of, head_of, one_hot
 
-ORDERED = ("transmil",)  # heads to which the order of the patches says where they are
+ORDERED = ("transmil", "transmil_paper")  # heads to which the order of the patches says where they are
 
 
 @pytest.mark.parametrize("name", HEADS)
