@@ -152,7 +152,10 @@ def _block(
         reduce = next((r for r in whole if all(float(value / r).is_integer() for value in at)), 1)
     factor = max(shrink / reduce, 1.0)
     left, top = round(at[0] / reduce), round(at[1] / reduce)
-    wide, high = (max(round(side * factor), 1) for side in size)
+    # Sizes of levels are rounded up: the last pixel of a row would be mixed with the white beyond the slide.
+    slack = math.ceil(factor)
+    wide = _without_little(left, max(round(size[0] * factor), 1), -(-level.width // reduce), slack)
+    high = _without_little(top, max(round(size[1] * factor), 1), -(-level.height // reduce), slack)
     if level.tile is None:
         try:
             pixels = slide.read(number, left, top, wide, high)
@@ -174,6 +177,12 @@ def _block(
     if pixels.shape[:2] != (size[1], size[0]):
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
     return pixels, broken
+
+
+def _without_little(start: int, length: int, whole: int, slack: int) -> int:
+    """A length that ends at `whole` where it would reach beyond it by `slack` or less."""
+    beyond = start + length - whole
+    return length - beyond if 0 < beyond <= min(slack, length - 1) else length
 
 
 def hatched(height: int, width: int) -> np.ndarray:
