@@ -15,6 +15,7 @@ from dataclasses import asdict
 from typing import Any
 
 from medclip.evals.compare import Comparison, MetricRow
+from medclip.evals.mil_details import MilDetails
 from medclip.evals.result import (
     ClassificationDetails,
     ClassReport,
@@ -25,6 +26,7 @@ from medclip.evals.result import (
     RetrievalDetails,
 )
 from medclip.evals.run import Report
+from medclip.evals.slide import SlideDetails
 from medclip.evals.suite import SuiteResult
 from medclip.evals.vqa_controls import controls
 from medclip.evals.vqa_details import VqaDetails
@@ -83,6 +85,8 @@ def _record(report: Report, comparison: Comparison, model: str, result: Result) 
         record["per_class"] = {n: {"support": s, "recall": r, "f1": f, "auroc": a} for n, s, r, f, a in columns}
         record["confusion"] = details.confusion
         record["prompts"] = [asdict(p) for p in details.prompts]
+        if isinstance(details, SlideDetails):
+            record |= {"pool": details.pool, "smooth": details.smoothing, "draws": [asdict(d) for d in details.draws]}
     elif isinstance(details, MultiLabelDetails):
         record["kind"] = details.kind
         record["missing"] = details.missing
@@ -105,6 +109,8 @@ def _record(report: Report, comparison: Comparison, model: str, result: Result) 
         record["shots"] = [asdict(row) for row in details.rows]
     elif isinstance(details, VqaDetails):
         record |= _vqa_record(report, comparison, model, details)
+    elif isinstance(details, MilDetails):
+        record |= _mil_record(comparison, model, details)
     elif isinstance(details, RetrievalDetails):
         record["images"] = details.images
         record["captions"] = details.captions
@@ -140,6 +146,23 @@ def _vqa_record(report: Report, comparison: Comparison, model: str, details: Vqa
             for control, found in without.items()
         },
     } | parts
+
+
+def _mil_record(comparison: Comparison, model: str, details: MilDetails) -> dict[str, Any]:
+    """Sizes, classes, folds and curves of slides."""
+    plain = ("target", "slides", "patients", "patches", "events", "regions", "confusion")
+    classes: dict[str, Any] = {}
+    for name, support in zip(details.classes, details.support, strict=True):
+        classes[name] = {"slides": support}
+        for row in comparison.by_class.get(name, []):
+            own = row.estimates[model]
+            value = {"value": own.value, "interval": [own.low, own.high], "chance": row.chance}
+            classes[name][row.metric.partition(":")[0]] = value
+    return {key: getattr(details, key) for key in plain} | {
+        "per_class": classes,
+        "folds": [asdict(row) for row in details.folds],
+        "curves": [asdict(curve) for curve in details.curves],
+    }
 
 
 def _kind_record(comparison: Comparison, kind: str, model: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import statistics
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -15,6 +16,7 @@ from medclip.evals import report_charts as charts
 from medclip.evals.bootstrap import Estimate
 from medclip.evals.calibration import Bin
 from medclip.evals.compare import Comparison, MetricRow
+from medclip.evals.mil_details import MilDetails, SurvivalCurve
 from medclip.evals.result import (
     LABELS,
     ClassificationDetails,
@@ -26,6 +28,7 @@ from medclip.evals.result import (
 )
 from medclip.evals.retrieval import RetrievalOutcomes
 from medclip.evals.run import Report
+from medclip.evals.slide import SlideDetails
 from medclip.evals.suite import Mean, SuiteResult
 from medclip.evals.vqa_controls import controls
 from medclip.evals.vqa_details import VqaDetails
@@ -37,19 +40,26 @@ ROLES = (
 TASKS = {
     "zeroshot_classification": "Zero-shot classification",
     "zeroshot_retrieval": "Image↔text retrieval",
+    "zeroshot_slides": "Zero-shot classification of slides",
+    "slide_retrieval": "Retrieval of slides",
+    "slide_maps": "Text maps against masks",
+    "perceptionclip": "Zero-shot classification given inferred circumstances",
     "multilabel_classification": "Multi-label classification",
     "closed_questions": "Closed questions",
     "linear_probe": "Linear probe",
     "few_shot": "Few-shot classification",
     "visual_question_answering": "Questions about images",
+    "slides": "Slides from bags of features",
 }
 PARTS = {  # how an evaluation's details are laid out; one without any is its metrics alone
     ClassificationDetails: "report_classification.html.j2",
+    SlideDetails: "report_classification.html.j2",
     RetrievalDetails: "report_retrieval.html.j2",
     MultiLabelDetails: "multilabel.html.j2",
     ClosedQuestionsDetails: "report_questions.html.j2",
     FewShotDetails: "report_few_shot.html.j2",
     VqaDetails: "report_vqa.html.j2",
+    MilDetails: "report_mil.html.j2",
 }
 DOT, REACH = 9.0, 36.0  # of a strip plot, in pixels: between two rows of dots, and of all rows to one side
 
@@ -91,6 +101,8 @@ def environment(report: Report, link: Callable[[str], str], slugs: Mapping[str, 
         recall_curves=_recall_curves,
         shot_curves=_shot_curves,
         vqa_controls=lambda comparison: controls(comparison, report.settings.level),
+        survival_steps=_survival_steps,
+        over_folds=_over_folds,
         averages=_averages,
         top_of=lambda means: charts.end_of_axis(x for mean in means for e in mean.estimates.values() for x in _ends(e)),
         radar=_radar,
@@ -222,6 +234,23 @@ def _shot_curves(comparison: Comparison) -> ShotCurves:
 
     methods = dict.fromkeys(row.method for row in rows)
     return ShotCurves({m: {k: curve(found, m) for k, found in own.items()} for m in methods}, shots, low, high)
+
+
+def _survival_steps(curves: Sequence[SurvivalCurve], longest: float) -> list[list[tuple[float, float]]]:
+    """Each curve on a square of 1: flat until an event, then down."""
+    drawn = []
+    for curve in curves:
+        steps = [(time / longest if longest else 0.0, share) for time, share in curve.steps]
+        corners = [(x, before) for (_, before), (x, _) in pairwise(steps)]
+        drawn.append([steps[0], *(point for pair in zip(corners, steps[1:], strict=True) for point in pair)])
+    return drawn
+
+
+def _over_folds(details: MilDetails, metric: str) -> tuple[float, float]:
+    """Mean and standard deviation (n - 1) of a metric over the folds in which it is defined."""
+    known = [row.values[metric] for row in details.folds if not math.isnan(row.values.get(metric, math.nan))]
+    mean = statistics.fmean(known) if known else math.nan
+    return mean, statistics.stdev(known) if len(known) > 1 else math.nan
 
 
 def _averages(suite: SuiteResult) -> dict[str, Mean]:

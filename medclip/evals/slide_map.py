@@ -189,7 +189,7 @@ def map_outcomes(
     """
     joined = np.concatenate(scores)
     edges = np.unique(np.quantile(joined, np.linspace(0, 1, _BINS + 1)))[1:-1]
-    cuts = np.unique(np.quantile(joined, np.linspace(0, 1, _CUTS + 2)[:-1]))
+    cuts = np.unique([threshold, *np.quantile(joined, np.linspace(0, 1, _CUTS + 2)[:-1])])
     each = {name: np.full(len(keys), np.nan) for name in ("patch_auroc", "pixel_auroc", "dice")}
     dice = np.full((len(keys), len(cuts)), np.nan)
     counts = np.zeros((2, len(keys), len(edges) + 1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -91,21 +93,28 @@ def test_factors_that_are_none(bad: dict) -> None:
         parse_factors(bad, "factors")
 
 
-class WordClip:
-    """A text is the sum of its words' vectors, a word's vector random and its own."""
+class Words:
+    context_length = 16
 
     def __init__(self) -> None:
-        self.preprocess, self.tokenizer, self.context_length = Preprocess(), self, 16
-        self.device = torch.device("cpu")
         self.words: dict[str, int] = {}
-        self.vectors = unit(64, 32, seed=5).float()
 
-    def __call__(self, texts: str | list[str]) -> Tensor:
+    def __call__(self, texts: str | Sequence[str]) -> Tensor:
         rows = torch.zeros(len(texts), 16, dtype=torch.long)
         for row, text in enumerate([texts] if isinstance(texts, str) else texts):
             for i, word in enumerate(text.replace(",", "").replace(".", "").split()):
                 rows[row, i] = self.words.setdefault(word, len(self.words) + 1)
         return rows
+
+
+class WordClip:
+    """A text is the sum of its words' vectors, a word's vector random and its own."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.preprocess, self.tokenizer = Preprocess(), Words()
+        self.vectors = unit(64, 32, seed=5).float()
 
     def encode_text(self, text: Tensor) -> Tensor:
         vectors = self.vectors[text] * (text > 0)[..., None]
@@ -123,9 +132,9 @@ def test_texts_of_classes_and_states() -> None:
     # The state that says nothing is plain zero-shot with the same template.
     torch.testing.assert_close(seeing.joint[0], ensemble(prompt_features(clip, classes, ["image of {c}."])))
     texts = ["image of stroma, pale.", "image of stroma, weak stain."]
-    mean = torch.nn.functional.normalize(clip.encode_text(clip(texts)).mean(dim=0), dim=-1)
+    mean = torch.nn.functional.normalize(clip.encode_text(clip.tokenizer(texts)).mean(dim=0), dim=-1)
     torch.testing.assert_close(seeing.joint[1, 1], mean)
-    torch.testing.assert_close(seeing.pure[0], clip.encode_text(clip(["image of tissue."]))[0])
+    torch.testing.assert_close(seeing.pure[0], clip.encode_text(clip.tokenizer(["image of tissue."]))[0])
     with pytest.raises(UserError, match="temperature"):
         perception(clip, classes, "{c}", known, temperature=0)
     with pytest.raises(UserError, match="with_y or without_y"):
