@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from torch import Tensor
 
 from medclip.callbacks.online import OnlineEvaluation
 from medclip.types import UserError
@@ -88,19 +89,40 @@ class EarlyStop(EarlyStopping):
         mode: whether more of it is better, or less.
         patience: validations, or evaluations, without a better one.
         min_delta: what counts as better.
+        after: so many validations or evaluations are made whatever comes of them.
     """
 
     def __init__(
-        self, monitor: str, mode: Literal["min", "max"] = "max", patience: int = 10, min_delta: float = 0.0
+        self,
+        monitor: str,
+        mode: Literal["min", "max"] = "max",
+        patience: int = 10,
+        min_delta: float = 0.0,
+        after: int = 0,
     ) -> None:
         super().__init__(
             monitor=monitor, mode=mode, patience=patience, min_delta=min_delta, check_on_train_epoch_end=False
         )
+        self.after = after
+        self.checks = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"checks": self.checks}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.checks = state_dict.get("checks", 0)
+
+    def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:
+        self.checks += 1
+        stop, why = super()._evaluate_stopping_criteria(current)
+        patient = self.wait_count >= self.patience and self.checks <= self.after and bool(current.isfinite())
+        return (False, None) if patient else (stop, why)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.monitor.startswith(EVAL):
             check_evaluated(self.monitor, trainer, "callbacks.early_stopping.monitor")
-        if self.wait_count >= self.patience:  # resumed from the end of a run that was stopped
+        if self.wait_count >= self.patience and self.checks > self.after:  # resumed from the end of a run that was stopped
             trainer.should_stop = True
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

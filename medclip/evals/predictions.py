@@ -2,7 +2,7 @@
 
 Of a multi-label classification: the sample's key, then for each class its label (1, 0, or empty where unknown) and its
 probability (empty where the checkpoint does not know the class). Patients are not written. Of questions about images:
-see `vqa_predictions`.
+see `vqa_predictions`, of slides `mil_predictions`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.special import expit
 
+from medclip.evals.mil_outcomes import MilOutcomes
+from medclip.evals.mil_predictions import table as mil_table
 from medclip.evals.multilabel_outcomes import MultiLabelOutcomes
 from medclip.evals.run import Report
 from medclip.evals.vqa_outcomes import VqaOutcomes
@@ -30,6 +32,8 @@ def predictions(report: Report) -> Iterator[tuple[str, str]]:
                 yield "-".join(words) + ".csv", table(result.outcomes)
             elif isinstance(result.outcomes, VqaOutcomes):
                 yield "-".join(words) + ".csv", vqa_table(result.outcomes)
+            elif isinstance(result.outcomes, MilOutcomes):
+                yield "-".join(words) + ".csv", mil_table(result.outcomes)
 
 
 def table(outcomes: MultiLabelOutcomes) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from medclip.evals.calibration import Bin, Reliability
+from medclip.evals.mil_details import MilDetails
 from medclip.evals.multilabel_curves import OperatingPoint
 from medclip.evals.vqa_details import VqaDetails
 from medclip.types import Batch, DualEncoder, Preprocess
@@ -28,6 +29,9 @@ LABELS = {
     "brier": "Brier score",
     "closed_accuracy": "closed accuracy",
     "open_accuracy": "open accuracy",
+    "kappa": "quadratic kappa",
+    "cindex": "C-index",
+    "attention_auroc": "attention AUROC in the region",
     "routing_accuracy": "closed told from open",
     "bleu1": "BLEU-1 of open answers",
     "bleu2": "BLEU-2 of open answers",
@@ -257,7 +261,13 @@ class MultiLabelDetails:
 
 
 Details = (
-    ClassificationDetails | RetrievalDetails | MultiLabelDetails | ClosedQuestionsDetails | FewShotDetails | VqaDetails
+    ClassificationDetails
+    | RetrievalDetails
+    | MultiLabelDetails
+    | ClosedQuestionsDetails
+    | FewShotDetails
+    | VqaDetails
+    | MilDetails
 )
 
 

@@ -13,14 +13,15 @@ from medclip.evals.compare import Comparison, compare
 from medclip.evals.result import Evaluation, Result
 from medclip.evals.suite import Suite, SuiteResult, suite_result
 from medclip.infer.memory import Precision, Remembering
+from medclip.infer.mil import BagModel
 from medclip.infer.scorers import Classifier
 from medclip.infer.vqa import Answerer
 from medclip.types import DualEncoder, UserError
 
 OnProgress = Callable[[str, int, int], object]  # evaluation, samples done, samples in all
-Model = DualEncoder | Classifier | Answerer
-Kind = Literal["clip", "classifier", "vqa"]
-_KINDS: dict[Kind, str] = {"clip": "CLIP", "classifier": "classifier", "vqa": "VQA model"}
+Model = DualEncoder | Classifier | Answerer | BagModel
+Kind = Literal["clip", "classifier", "vqa", "mil"]
+_KINDS: dict[Kind, str] = {"clip": "CLIP", "classifier": "classifier", "vqa": "VQA model", "mil": "slide model"}
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ def kind_of(model: Model) -> Kind:
     """What evaluations tell models apart by; one that does not say which it takes (`takes`) takes CLIPs."""
     if isinstance(model, Answerer):
         return "vqa"
+    if isinstance(model, BagModel):
+        return "mil"
     return "clip" if isinstance(model, DualEncoder) else "classifier"
 
 
