@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from slides.entry import Entry
 from slides.errors import SlideError
 from slides.extract import Output, work
 from slides.features import FeatureOutput, claimed, extract_features
+from slides.features_on_ray import features_on_ray
 from slides.files import write_whole
 from slides.mpp import read_mpp_table
 from slides.plan import Plan
@@ -84,8 +86,12 @@ def _check(cfg: DictConfig, save: tuple[str, ...], features: bool) -> None:
         raise UserError("save is empty: choose of shards, images, arrays, coords, features")
     if cfg.engine not in ("local", "ray"):
         raise UserError(f"engine={cfg.engine} is unknown: local or ray")
-    if features and cfg.engine == "ray":
-        raise UserError("engine=ray extracts patches; for features on several machines, give each a part=[i,n]")
+    if isinstance(cfg.gpus, bool) or not isinstance(cfg.gpus, int | float) or not 0 <= cfg.gpus < math.inf:
+        raise UserError(f"gpus={cfg.gpus}: give the GPUs of a slide, e.g. 1, or 0.5 where two share one")
+    if cfg.gpus and not (features and cfg.engine == "ray"):
+        raise UserError("gpus is for engine=ray and save=[features]; elsewhere say device=cuda")
+    if cfg.gpus and save:
+        raise UserError("gpus would wait while patches are written: run save=[features] by itself")
     if cfg.coords is not None and save:
         raise UserError("coords takes the patches of another run: save=[features] alone goes with it")
     for key in ("processes", "threads", "batch_size", "block", "per_shard"):
@@ -122,17 +128,28 @@ def _entries(cfg: DictConfig) -> list[Entry]:
 
 
 def _features(cfg: DictConfig, request: Request, entries: list[Entry], folder: Path) -> list[dict[str, Any]]:
-    encoder = build(cfg.encoder, device=pick_device(cfg.device))
+    on_ray = cfg.engine == "ray"
+    encoder = build(cfg.encoder, device=torch.device("cpu") if on_ray else pick_device(cfg.device))
     output = FeatureOutput(str(folder), cfg.layout, cfg.features_format, cfg.batch_size, cfg.block, cfg.coords)
     claimed(request, output, encoder)
     write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg).encode())
+    told = write_pt if cfg.layout == "clam" else None
+    if on_ray:
+        make = functools.partial(make_encoder, _plain(cfg.encoder), str(cfg.device))
+        options = {"gpus": cfg.gpus, "at_once": cfg.processes or 0, "threads": cfg.threads or 1}
+        report = features_on_ray(entries, request, output, make, encoder, **options, written_one=told)
+        _tell(report.rows, folder)
+        return report.rows
     threads = cfg.threads or split_cores(1)[1]
-    report = extract_features(
-        entries, request, output, encoder, threads=threads, written_one=write_pt if cfg.layout == "clam" else None
-    )
+    report = extract_features(entries, request, output, encoder, threads=threads, written_one=told)
     _tell(report.rows, folder)
     Console().print(f"the model waited for patches {report.waiting:.1%} of the time", highlight=False)
     return report.rows
+
+
+def make_encoder(config: dict[str, Any], device: str) -> Any:
+    """The model of `encoder`, in a worker of Ray, which sees the GPU that is its own."""
+    return build(OmegaConf.create(config), device=pick_device(device))
 
 
 def write_pt(plan: Plan, path: Path, features: np.ndarray) -> None:

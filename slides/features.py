@@ -12,6 +12,7 @@ inside a slide.
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -92,7 +93,7 @@ def extract_features(
     finally:
         meter.say(last=True)
         rows = write_manifest(folder, entries, run.rows)
-        _write_index(folder, entries, output.format)
+        write_index(folder, entries, output.format)
     return Report(rows, run.waited / max(run.total, 1e-9))
 
 
@@ -105,11 +106,32 @@ def claimed(request: Request, output: FeatureOutput, encoder: Encoder) -> tuple[
         SlideError: it holds features of other settings.
         OutputError: it cannot be written.
     """
-    folder = place(output.path, request, output.layout) / f"features_{encoder.name}"
-    model = [encoder.name, getattr(encoder, "fingerprint", "")]
-    mark = digest([request.fingerprint(), output.layout, output.format, output.coords, model])
+    folder, mark = marked(request, output, encoder)
     claim(folder, mark)
     return folder, mark
+
+
+def marked(request: Request, output: FeatureOutput, encoder: Encoder) -> tuple[Path, str]:
+    """As `claimed`, which nothing is written for."""
+    folder = place(output.path, request, output.layout) / f"features_{encoder.name}"
+    model = [encoder.name, getattr(encoder, "fingerprint", "")]
+    return folder, digest([request.fingerprint(), output.layout, output.format, output.coords, model])
+
+
+def features_of_one(
+    entry: Entry,
+    folder: Path,
+    mark: str,
+    request: Request,
+    output: FeatureOutput,
+    encoder: Encoder,
+    threads: int,
+    written_one: Told | None = None,
+) -> dict[str, Any]:
+    """The features of one slide into a claimed folder, and its row; whoever calls keeps the manifest."""
+    one = _Run(folder, mark, request, output, encoder, threads, Meter(1, every=math.inf), written_one)
+    one.go([entry])
+    return one.rows[entry.slide]
 
 
 class _Run:
@@ -243,8 +265,8 @@ def batched(
         yield np.concatenate(parts), owners
 
 
-def _write_index(folder: Path, entries: Sequence[Entry], ending: str) -> None:
-    """index.parquet: the slides that any run has written features of, and what the user's table says of them."""
+def write_index(folder: Path, entries: Sequence[Entry], ending: str) -> None:
+    """Write index.parquet: the slides that any run has written features of, and what the user's table says of them."""
     tables = {entry.slide: {key: str(value) for key, value in entry.extra.items()} for entry in entries}
     rows = [
         tables.get(row["slide"], row.get("table") or {})

@@ -20,6 +20,7 @@ def each_on_ray(
     at_once: int,
     cpus: int,
     meter: Meter,
+    gpus: float = 0,
 ) -> Iterator[dict[str, Any]]:
     """Rows as they come, from the cluster that `RAY_ADDRESS` names, or from one that is started here.
 
@@ -27,7 +28,7 @@ def each_on_ray(
     are on disk.
 
     Raises:
-        SlideError: Ray is not installed.
+        SlideError: Ray is not installed, or no machine of the cluster has so many GPUs.
         OutputError: nothing more can be written.
     """
     try:
@@ -38,7 +39,15 @@ def each_on_ray(
     own = not ray.is_initialized()
     if own:
         ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
-    task = ray.remote(max_retries=_RETRIES, num_cpus=cpus)(_do)
+    try:
+        if gpus:
+            _check_gpus(ray.nodes(), gpus)
+    except SlideError:
+        if own:
+            ray.shutdown()
+        raise
+    # Else a task with a GPU ends its worker, and with it the model that the next one needs.
+    task = ray.remote(max_retries=_RETRIES, num_cpus=cpus, num_gpus=gpus, max_calls=0)(_do)
     shared = ray.put(work)
     waiting = list(entries)
     flying: dict[Any, Entry] = {}
@@ -55,7 +64,7 @@ def each_on_ray(
                     row = ray.get(reference)
                 except ray.exceptions.RayTaskError as error:
                     cause = error.cause
-                    raise (cause if isinstance(cause, OutputError) else error) from None
+                    raise (cause if isinstance(cause, OutputError | SlideError) else error) from None
                 except ray.exceptions.RayError as error:
                     words = " ".join(str(error).split())[:200]
                     row = {"slide": entry.slide, "path": entry.path, "status": "failed", "reason": words, "patches": 0}
@@ -66,6 +75,13 @@ def each_on_ray(
             ray.cancel(reference, force=True)
         if own:
             ray.shutdown()
+
+
+def _check_gpus(nodes: Sequence[dict[str, Any]], gpus: float) -> None:
+    """Else Ray would wait for them for ever."""
+    most = max((node["Resources"].get("GPU", 0) for node in nodes if node["Alive"]), default=0)
+    if most < gpus:
+        raise SlideError(f"gpus={gpus:g}: no machine of the Ray cluster has more than {most:g}; say gpus=0 for CPUs")
 
 
 def _do(work: Callable[[Entry, Callable[[int, int], None]], dict[str, Any]], entry: Entry) -> dict[str, Any]:

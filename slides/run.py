@@ -56,6 +56,7 @@ def run(
     engine: Literal["local", "ray"] = "local",
     processes: int = 1,
     cpus: int = 1,
+    gpus: float = 0,
     meter: Meter | None = None,
 ) -> list[Row]:
     """Do `work` for each slide and write `folder`/manifest.csv.
@@ -68,6 +69,7 @@ def run(
         engine: local, or ray.
         processes: slides at a time; with Ray, at most (0: as many as the cluster has).
         cpus: that a slide's threads take, for Ray to reckon with.
+        gpus: that a slide takes, likewise.
         meter: shows progress.
 
     Returns:
@@ -83,7 +85,7 @@ def run(
     if engine == "ray":
         from slides.on_ray import each_on_ray
 
-        rows = each_on_ray(entries, work, processes, cpus, meter)
+        rows = each_on_ray(entries, work, processes, cpus, meter, gpus)
     elif processes <= 1 or len(entries) < 2:
         rows = (work(entry, meter.patch) for entry in entries)
     else:
