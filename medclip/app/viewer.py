@@ -283,10 +283,11 @@ class Viewer:
             Refused: no patch is there.
         """
         bag, _ = self._bag(name, model)
-        away = np.abs(bag.coords + bag.side / 2 - np.array([x, y])).max(axis=1)
-        row = int(away.argmin())
-        if away[row] > bag.side / 2:
+        place = np.array([x, y])
+        over = np.flatnonzero(((bag.coords <= place) & (place < bag.coords + bag.side)).all(axis=1))
+        if not len(over):
             raise Refused(404, "no patch with features at this place")
+        row = int(over[np.abs(bag.coords[over] + bag.side / 2 - place).max(axis=1).argmin()])
         feature, count = bag.unit(row), min(8, self.limits.gallery)
         here = [
             one for one in best(bag.scores(feature), bag, name, count + 1) if (one.x, one.y) != tuple(bag.coords[row])

@@ -60,7 +60,8 @@ def opened(browser, address: str, width: int, scheme: str):
     return page, said, asked
 
 
-CENTRE = "() => { const v = window.medclip.panes[0].viewer.viewport, c = v.getCenter(false); return [c.x, c.y, v.getZoom(false)] }"
+CENTRE = """() => { const view = window.medclip.panes[0].viewer.viewport, middle = view.getCenter(false);
+  return [middle.x, middle.y, view.getZoom(false)] }"""
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])

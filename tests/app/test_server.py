@@ -60,9 +60,7 @@ def test_slides_are_listed_and_a_broken_one_is_a_line(client: TestClient, folder
     assert client.get("/api/slides/one/thumbnail.jpg").status_code == 200
 
 
-@pytest.mark.parametrize(
-    "name", ["../slides/one", "..%2Fslides%2Fone", "%2e%2e/one", "/etc/passwd", "one.svs", "one%00", "none", "."]
-)
+@pytest.mark.parametrize("name", ["..%2Fslides%2Fone", "%2e%2e%2Fone", "%2Fetc%2Fpasswd", "one.svs", "one%00", "none"])
 def test_names_that_are_none(client: TestClient, name: str) -> None:
     for rest in ("", "/thumbnail.jpg", "/tiles/10/0_0.jpg", "/map?model=tiny&prompt=x", "/near?model=tiny&x=1&y=1"):
         answer = client.get(f"/api/slides/{name}{rest}")
