@@ -172,7 +172,8 @@ def read_features(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         data = file.get("features")
         if not isinstance(data, h5py.Dataset) or data.ndim < 2 or data.shape[-2] != len(coords):
             raise SlideError(f"{path}: no features for its {len(coords)} coordinates")
-        features = np.asarray(data[:], np.float32).reshape(len(coords), -1)  # TRIDENT's may have a batch axis
+        # TRIDENT's may have a batch axis.
+        features = np.asarray(data[:], np.float32).reshape(len(coords), data.shape[-1])
         return features, coords, dict(data.attrs) | found
 
 

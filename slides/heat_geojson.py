@@ -66,13 +66,16 @@ def regions(
         min_area: mm²; smaller parts are left out.
     """
     array = np.nan_to_num(heat.grid, nan=-np.inf) >= threshold
-    parts = _clipped(polygons(Mask(array, heat.cell, name)), heat) if array.any() else []
+    whole = polygons(Mask(array, heat.cell, name)) if array.any() else []
+    whole = [shapely.affinity.translate(part, *heat.origin) for part in whole]
+    slide = shapely.box(0, 0, *heat.size)
+    # Values are counted before the border cuts the centre of a cell off.
+    parts = [(part, _values_in(heat, one)) for one in whole for part in areas([one.intersection(slide)])]
     found = []
-    for part in sorted(parts, key=lambda one: -one.area):
+    for part, inside in sorted(parts, key=lambda one: -one[0].area):
         area = part.area * mpp**2 / 1e6
         if area < min_area:
             continue
-        inside = _values_in(heat, part)
         found.append(
             {
                 "type": "Feature",
@@ -83,7 +86,7 @@ def regions(
                     "classification": {"name": f"{name} region", "color": scale.colour(np.array(scale.high)).tolist()},
                     "isLocked": False,
                     "measurements": {
-                        f"{name}: mean": float(inside.mean()),
+                        f"{name}: mean": float(inside.mean(dtype=np.float64)),
                         f"{name}: max": float(inside.max()),
                         "area mm^2": area,
                     },
@@ -93,12 +96,6 @@ def regions(
     return found
 
 
-def _clipped(parts: list[shapely.Polygon], heat: HeatMap) -> list[shapely.Polygon]:
-    """In level-0 coordinates, within the slide."""
-    slide = shapely.box(0, 0, *heat.size)
-    return areas(shapely.affinity.translate(part, *heat.origin).intersection(slide) for part in parts)
-
-
 def _values_in(heat: HeatMap, part: shapely.Polygon) -> np.ndarray:
     """Values of the cells whose centre lies in a region."""
     (x0, y0, x1, y1), (ox, oy) = part.bounds, heat.origin
@@ -106,9 +103,7 @@ def _values_in(heat: HeatMap, part: shapely.Polygon) -> np.ndarray:
     part_of = heat.grid[first[0] : int((y1 - oy) / heat.cell) + 1, first[1] : int((x1 - ox) / heat.cell) + 1]
     rows, columns = np.nonzero(~np.isnan(part_of))
     x, y = ox + (columns + first[1] + 0.5) * heat.cell, oy + (rows + first[0] + 0.5) * heat.cell
-    inside = shapely.contains_xy(part, x, y)
-    values = part_of[rows, columns]
-    return values[inside] if inside.any() else values
+    return part_of[rows, columns][shapely.contains_xy(part, x, y)]
 
 
 def threshold_of(values: np.ndarray, *, value: float | None = None, percentile: float | None = None) -> float | None:

@@ -3,7 +3,7 @@
 Patches on a grid become its cells; where they overlap, a cell is the mean of those that cover it, weighted by area.
 Grids are found in the coordinates, since files round what they say of a patch's side, and the error would add up over
 a slide. Coordinates on no grid (drawn at random, or a grid for each piece of tissue, as CLAM lays them) are
-rastered at a quarter of a patch. Where no patch is, there is no value: glass never gets a colour.
+rastered at an eighth of a patch. Where no patch is, there is no value: glass never gets a colour.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from slides.errors import SlideError
 
 _MOST_CELLS = 50_000_000
 _FINEST = 8  # cells of a step
-_OFF_GRID = 4  # cells of a patch's side, where there is no grid
+_OFF_GRID = 8  # cells of a patch's side, where there is no grid
 
 
 @dataclass(frozen=True)
