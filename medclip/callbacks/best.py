@@ -122,7 +122,8 @@ class EarlyStop(EarlyStopping):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.monitor.startswith(EVAL):
             check_evaluated(self.monitor, trainer, "callbacks.early_stopping.monitor")
-        if self.wait_count >= self.patience and self.checks > self.after:  # resumed from the end of a run that was stopped
+        # Resumed from the end of a run that was stopped.
+        if self.wait_count >= self.patience and self.checks > self.after:
             trainer.should_stop = True
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
