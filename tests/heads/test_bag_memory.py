@@ -1,0 +1,22 @@
+"""A slide of 200,000 patches x 1024 numbers is trained on in 4 GB, the bag among them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.heads.bag_memory import HEADS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", HEADS)
+def test_a_step_on_a_long_bag_takes_no_more_than_4_gb(head: str) -> None:
+    command = [sys.executable, "-m", "tests.heads.bag_memory", head, "200000", "1024"]
+    run = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, check=True)
+    assert float(run.stdout) <= 4.0
