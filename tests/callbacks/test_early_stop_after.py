@@ -1,4 +1,4 @@
-"""An early stop that waits for so many validations first, as CLAM's: 20 without a better one, but not before the 50th."""
+"""An early stop that waits for so many validations first, as CLAM's: 20 without a better one, after the 50th."""
 
 from __future__ import annotations
 
