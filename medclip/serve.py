@@ -123,7 +123,7 @@ def make_viewer(cfg: DictConfig) -> Viewer:
     checkpoints = named_checkpoints(cfg)
     models = {name: build(cfg.load, pretrained=path).eval().requires_grad_(False) for name, path in checkpoints.items()}
     clips = {name: model for name, model in models.items() if hasattr(model, "encode_text")}
-    slide_models = {name: model for name, model in models.items() if hasattr(model, "predict") and name not in clips}
+    slide_models = {name: model for name, model in models.items() if hasattr(model, "predict")}
     for name in models.keys() - clips.keys() - slide_models.keys():
         raise UserError(f"{name}={checkpoints[name]} is neither a CLIP nor a slide model: the viewer has no use for it")
     texts = Texts(clips)
