@@ -1,5 +1,6 @@
 """Bags for training: the same for any workers and ranks, found again after a kill, and every number from its file."""
 
+# pyright: reportTypedDictNotRequiredAccess=false
 from __future__ import annotations
 
 import json
@@ -17,7 +18,7 @@ from medclip.data.bag_reader import BalancedOrder
 from medclip.data.bag_table import open_cohort
 from medclip.data.bags import BagData, BagSet
 from medclip.phantoms.bags import BagRecipe, bag_row, make_bag
-from medclip.types import Batch, UserError
+from medclip.types import UserError
 from tests.data.test_bag_files import values, write
 
 N = 30  # slides, of 15 patients
@@ -35,17 +36,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 def data(folder: Path, *, rank: int = 0, world: int = 1, **options: Any) -> BagData:
-    made = BagData(
-        **{"features": str(folder), "table": str(folder / "t.csv"), "seed": 1, "remember": 0, "output": folder}
-        | options
-    )
+    given: dict[str, Any] = {"features": str(folder), "table": str(folder / "t.csv"), "output": folder}
+    made = BagData(**given | {"seed": 1, "remember": 0} | options)
     trainer = SimpleNamespace(global_rank=rank, world_size=world)
     made.trainer = trainer  # type: ignore[assignment]
     made.setup("fit")
     return made
 
 
-def trace(batch: Batch) -> tuple[Any, ...]:
+def trace(batch: Any) -> tuple[Any, ...]:
     n = len(batch["key"])
     return (*batch["key"], batch["bag"][:n].numpy().tobytes(), batch["epoch"], batch["position"])
 
@@ -55,7 +54,7 @@ def of(key: str) -> np.ndarray:
     return values(3 + k % 5, 4, seed=k)
 
 
-def keys(batches: list[Batch]) -> list[str]:
+def keys(batches: list[Any]) -> list[str]:
     return [key for batch in batches for key in batch["key"]]
 
 
@@ -274,7 +273,7 @@ def test_generated_bags_come_as_they_were_made(target: str) -> None:
 )
 def test_bad_options_are_refused_in_a_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        BagData(**{"phantoms": {}} | options)
+        BagData(**options, phantoms={})
 
 
 def test_batches_makes_every_epoch_the_same_few(folder: Path) -> None:
