@@ -37,7 +37,8 @@ def folder(tmp_path: Path) -> Path:
 
 def data(folder: Path, *, rank: int = 0, world: int = 1, **options: Any) -> BagData:
     given: dict[str, Any] = {"features": str(folder), "table": str(folder / "t.csv"), "output": folder}
-    made = BagData(**given | {"seed": 1, "remember": 0} | options)
+    given |= {"seed": 1, "remember": 0}
+    made = BagData(**given | options)
     trainer = SimpleNamespace(global_rank=rank, world_size=world)
     made.trainer = trainer  # type: ignore[assignment]
     made.setup("fit")
