@@ -22,7 +22,7 @@ from medclip.data.tables import table_rows
 from medclip.phantoms.bags import BagRecipe, bag_row
 from medclip.types import UserError
 
-_USUAL = {
+USUAL = {
     "slide": ("slide", "slide_id", "slide_name", "image_id", "wsi", "filename"),
     "patient": ("patient", "patient_id", "case_id", "case", "case_submitter_id", "subject_id"),
 }
@@ -146,7 +146,7 @@ def open_cohort(
         if not rows:
             raise UserError(f"data.filter={filter!r} leaves no slide: mend it, or leave it out")
     found, bad = _joined(rows, files, rule, of_slide, of_patient)
-    listed = {key for one in rows for key in _names(str(lookup(one, of_slide)))}
+    listed = {key for one in rows for key in file_names(str(lookup(one, of_slide)))}
     unlabelled = [slide for slide in files if slide not in listed]
     found, worse, dim, encoder = _alike(found, dim, encoder)
     bad += worse
@@ -182,7 +182,7 @@ def table_of(features: str | Sequence[str] | None, table: str | None, texts: set
             raise UserError("data.table is not set: give a CSV with the columns slide, patient and label")
     else:
         paths = [Path(table).expanduser()]
-    names = {*texts, *(name for usual in _USUAL.values() for name in usual)}
+    names = {*texts, *(name for usual in USUAL.values() for name in usual)}
     rows: list[dict[str, Any]] = []
     for path in paths:
         for number, raw in enumerate(table_rows(path, None, names), 1):
@@ -196,7 +196,7 @@ def table_of(features: str | Sequence[str] | None, table: str | None, texts: set
 
 
 def _column(rows: Sequence[Mapping[str, Any]], role: str, given: str | None) -> str:
-    usual = (given,) if given is not None else _USUAL[role]
+    usual = (given,) if given is not None else USUAL[role]
     for name in usual:
         if any(lookup(row, name) not in (None, "") for row in rows):
             return name
@@ -211,7 +211,7 @@ def _there(rows: Sequence[Mapping[str, Any]]) -> str:
     return "it has " + ", ".join(map(str, list(rows[0])[:12]))
 
 
-def _names(slide: str) -> tuple[str, str]:
+def file_names(slide: str) -> tuple[str, str]:
     """What the file of a slide may be called: tables may name slides with the ending of their picture."""
     return slide, Path(slide).stem
 
@@ -235,7 +235,7 @@ def _joined(
             if patient in (None, ""):
                 raise BadSample("no patient", f"{of_patient} is empty")
             truth = rule.of(row)
-            name = next((name for name in _names(slide) if name in files), None)
+            name = next((name for name in file_names(slide) if name in files), None)
             if name is None:
                 raise BadSample("no features", f"no file of features is called {slide}")
             place = files[name]

@@ -3,6 +3,7 @@
 label: dx                                             # a field; dots reach inside
 label: {one_of: [NC, G3, G4, G5]}                     # the only one of these columns that holds 1 (SICAPv2)
 label: {field: image, pattern: '-\\[(\\d)'}           # what a pattern finds in a field: its first group (WSSS4LUAD)
+label: {field: WSI label, values: {N: BT, PB: BT}}    # a field's values by other names, several by one (BRACS)
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ class Pick:
         fields: that it needs.
         one_of: whether it is the name of the field that holds 1.
         pattern: what is sought in the field; None for all of it.
+        values: value in the field -> the value it stands for; None where each stands for itself.
     """
 
     role: str
     fields: tuple[str, ...]
     one_of: bool = False
     pattern: re.Pattern[str] | None = None
+    values: Mapping[str, str] | None = None
 
     @classmethod
     def parse(cls, role: str, config: str | Mapping[str, Any] | None) -> Pick | None:
@@ -45,8 +48,14 @@ class Pick:
         keys = set(config) if isinstance(config, Mapping) else set()
         if keys == {"one_of"} and len(config["one_of"]) > 1:
             return cls(role, tuple(map(str, config["one_of"])), one_of=True)
+        if keys == {"field", "values"} and isinstance(config["values"], Mapping) and config["values"]:
+            values = {str(value): str(other) for value, other in config["values"].items()}
+            return cls(role, (str(config["field"]),), values=values)
         if keys != {"field", "pattern"}:
-            raise UserError(f"{role} is {config!r}: give a field, {{one_of: [columns]}} or {{field: F, pattern: P}}")
+            raise UserError(
+                f"{role} is {config!r}: give a field, {{one_of: [columns]}}, {{field: F, pattern: P}} or {{field: F, "
+                "values: {VALUE: OTHER}}"
+            )
         try:
             return cls(role, (str(config["field"]),), pattern=re.compile(str(config["pattern"])))
         except re.error as error:
@@ -68,8 +77,10 @@ class Pick:
             value = value[0]
         if value is None or isinstance(value, list | Mapping):
             raise BadSample(f"missing {self.role}", f"{self.fields[0]} is {str(value)[:80]}, not one value")
+        if self.values is not None and str(value) not in self.values:
+            raise BadSample(f"missing {self.role}", f"{self.fields[0]} is {str(value)[:80]}, none of its values")
         if self.pattern is None:
-            return str(value)
+            return str(value) if self.values is None else self.values[str(value)]
         found = self.pattern.search(str(value))
         if found is None:
             raise BadSample(f"missing {self.role}", f"{self.pattern.pattern!r} is not in {str(value)[:80]!r}")

@@ -18,6 +18,7 @@ import torch
 
 from medclip.data.bad import BadSample
 from medclip.data.bag_files import find_bags, open_bag
+from medclip.data.bag_table import file_names
 from medclip.data.ledger import Bad
 from medclip.data.slide_labels import SlideLabels, Truth
 from medclip.types import Batch, Preprocess, UserError
@@ -28,10 +29,13 @@ class SlideFeatures:
 
     Args:
         features: the folder (or several) that `medclip extract`, TRIDENT or CLAM has written; see `find_bags`.
-        table: see `SlideLabels`.
+        table: see `SlideLabels`; it may name slides with the ending of their picture.
+        slide: likewise.
         label: likewise.
         group: likewise.
         captions: likewise.
+        header: likewise.
+        filter: likewise.
         truth: where masks of a region are, keys of `slide_labels.Truth`; None without.
         limit: at most this many slides, drawn evenly over the table, the same every time.
 
@@ -44,29 +48,37 @@ class SlideFeatures:
         features: str | Sequence[str],
         table: str | Path,
         *,
+        slide: str | None = None,
         label: str | Mapping[str, Any] | None = "label",
         group: str | Mapping[str, Any] | None = None,
         captions: str | Sequence[str] | None = None,
+        header: Sequence[str] | None = None,
+        filter: str | None = None,
         truth: Mapping[str, Any] | None = None,
         limit: int | None = None,
     ) -> None:
-        self.files = find_bags(features)
-        self.labels = SlideLabels(table, label=label, group=group, captions=captions)
+        found = find_bags(features)
+        self.labels = SlideLabels(
+            table, slide=slide, label=label, group=group, captions=captions, header=header, filter=filter
+        )
+        own = {name: next((file for file in file_names(name) if file in found), name) for name in self.labels}
+        self.files = {name: found[file] for name, file in own.items() if file in found}
         try:
             self.truth = Truth(**truth) if truth is not None else None
         except TypeError as error:
             raise UserError(
                 f"truth is {dict(truth or {})}: write {{masks: FOLDER, classes: [tumour]}} ({error})"
             ) from None
-        self.names = [name for name in self.labels if name in self.files]
+        self.names = list(self.files)
+        stray = set(found) - set(own.values())
         self.problems: list[Bad] = [
             *((name, "no features", str(features)) for name in self.labels if name not in self.files),
-            *((name, "not in the table", str(self.labels.path)) for name in self.files if name not in self.labels.rows),
+            *((name, "not in the table", str(self.labels.path)) for name in found if name in stray),
         ]
         if not self.names:
             raise UserError(
                 f"no slide of {self.labels.path} has features in {features}: {_some(self.labels)} there, "
-                f"{_some(self.files)} here"
+                f"{_some(found)} here"
             )
         if limit is not None and limit < len(self.names):
             kept = np.sort(np.random.default_rng(0).permutation(len(self.names))[:limit])
@@ -127,7 +139,7 @@ class SlideFeatures:
                 raise BadSample(
                     "no slide size", f"{bag.path}: its coords do not say level 0's, which masks are laid over"
                 )
-            about |= self.truth(name, coords, side, size)
+            about |= self.truth(Path(bag.path).stem, coords, side, size)
         return Batch(
             bag=torch.from_numpy(features)[None],
             real=torch.ones(1, len(features), dtype=torch.bool),

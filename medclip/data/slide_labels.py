@@ -11,6 +11,8 @@ import numpy as np
 import orjson
 
 from medclip.data.bad import BadSample
+from medclip.data.bag_table import USUAL
+from medclip.data.filters import Filter
 from medclip.data.pick import Pick
 from medclip.data.tables import table_rows
 from medclip.types import UserError
@@ -18,44 +20,59 @@ from slides.errors import SlideError
 from slides.mask import coverage
 from slides.plan import own_mask
 
-_NAMES = ("slide", "slide_id", "id", "name")
-
 
 class SlideLabels:
     """A table of slides (CSV, TSV, JSON lines, Excel, parquet), a row a slide.
 
     Args:
-        path: of the table; its column `slide` (or slide_id, id, name) holds the names.
+        path: of the table.
+        slide: column of the slides' names; None for `slide` or a usual name of it (`bag_table.USUAL`).
         label: column of the class, or how it is found (see `pick`); None for slides without.
-        group: what the bootstrap draws, likewise; None takes the column `patient` where there is one, else each slide.
+        group: what the bootstrap draws, likewise; None takes the column `patient` (or a usual name of it) where there
+            is one, else each slide.
         captions: columns with texts about the slide.
+        header: names of the columns of a CSV that has none.
+        filter: expression on the columns (see `filters`); rows that it does not hold of are no slides of ours.
 
     Raises:
-        UserError: it cannot be read, names a slide twice, or has no such column.
+        UserError: it cannot be read, names a slide twice, has no such column, or none of its rows passes the filter.
     """
 
     def __init__(
         self,
         path: str | Path,
         *,
+        slide: str | None = None,
         label: str | Mapping[str, Any] | None = "label",
         group: str | Mapping[str, Any] | None = None,
         captions: str | Sequence[str] | None = None,
+        header: Sequence[str] | None = None,
+        filter: str | None = None,
     ) -> None:
         self.path = Path(path).expanduser()
         if not self.path.is_file():
             raise UserError(f"table of slides {self.path} is not there: name a CSV with columns slide, patient, label")
-        rows = [orjson.loads(row) for row in table_rows(self.path, None, set(_NAMES))]
+        texts = {name for usual in USUAL.values() for name in usual} | ({slide} if slide else set())
+        rows = [orjson.loads(row) for row in table_rows(self.path, header, texts)]
         columns = dict.fromkeys(column for row in rows for column in row)
-        own = next((name for name in _NAMES if name in columns), None)
+        own = next((name for name in ((slide,) if slide else USUAL["slide"]) if name in columns), None)
         if own is None:
-            raise UserError(f"{self.path}: no column slide ({', '.join(_NAMES[1:])}); there are {', '.join(columns)}")
-        group = group if group is not None else ("patient" if "patient" in columns else None)
+            raise UserError(
+                f"{self.path}: no column {slide or ', '.join(USUAL['slide'])}; there are {', '.join(columns)}: name it "
+                "by slide, or a CSV's columns by header"
+            )
+        if group is None:
+            group = next((name for name in USUAL["patient"] if name in columns), None)
         self.label, self.group = Pick.parse("label", label), Pick.parse("group", group)
         self.captions = [captions] if isinstance(captions, str) else list(captions or [])
         wanted = [field for pick in (self.label, self.group) if pick for field in pick.fields] + self.captions
         if lacking := [name for name in wanted if name not in columns]:
             raise UserError(f"{self.path}: no column {lacking[0]!r}; there are {', '.join(columns)}")
+        if filter is not None:
+            keep = Filter(filter)
+            rows = [row for row in rows if keep(row)]
+            if not rows:
+                raise UserError(f"{self.path}: filter {filter!r} leaves no slide: mend it, or leave it out")
         self.rows: dict[str, dict[str, Any]] = {}
         for row in rows:
             if (name := str(row[own])) in self.rows:

@@ -17,6 +17,7 @@ from medclip.data.pick import Pick
 from medclip.types import Preprocess, UserError
 
 ONE_OF = {"one_of": ["G3", "G4"]}
+VALUES = {"field": "dx", "values": {"N": "BT", 1: "BT", "IC": "MT"}}
 PATTERN = {"field": "image", "pattern": r"^P(\d+)|slide-(\w+)"}
 
 
@@ -27,6 +28,8 @@ PATTERN = {"field": "image", "pattern": r"^P(\d+)|slide-(\w+)"}
         ("a", {"a": ["only"]}, "only"),
         (ONE_OF, {"G3": 0, "G4": 1}, "G4"),
         (ONE_OF, {"G3": 1.0, "G4": 0.0}, "G3"),
+        (VALUES, {"dx": "IC"}, "MT"),
+        (VALUES, {"dx": 1}, "BT"),
         (PATTERN, {"image": "P17_3.png"}, "17"),
         (PATTERN, {"image": "a/slide-x9.png"}, "x9"),
         ({"field": "image", "pattern": "P."}, {"image": "xP7y"}, "P7"),
@@ -45,6 +48,7 @@ def test_the_value(config: Any, fields: dict[str, Any], value: str) -> None:
         (ONE_OF, {"G3": 1, "G4": 1}),
         (ONE_OF, {"G3": 0}),
         (PATTERN, {"image": "nobody.png"}),
+        (VALUES, {"dx": "BT"}),
     ],
 )
 def test_no_value_or_two(config: Any, fields: dict[str, Any]) -> None:

@@ -265,8 +265,8 @@ def test_tables(tmp_path: Path) -> None:
     labels = SlideLabels(path, label="dx")
     assert labels.about("007") == {"label": "a", "group": "007", "captions": [], "raw": labels.rows["007"]}
     for text, said in [
-        ("name,label\nx,a\nx,b\n", "twice"),
-        ("name,dx\nx,a\n", "no column 'label'"),
+        ("slide,label\nx,a\nx,b\n", "twice"),
+        ("slide,dx\nx,a\n", "no column 'label'"),
         ("file,label\nx,a\n", "no column slide"),
     ]:
         path.write_text(text)
