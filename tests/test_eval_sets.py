@@ -29,7 +29,8 @@ from medclip.evals.result import ClassificationDetails, MultiLabelDetails
 from medclip.evals.run import evaluate_checkpoint
 from medclip.evaluate import build_evals, cards_of, check_evals, sets_missing
 from medclip.infer.zeroshot import fill
-from medclip.types import Preprocess, UserError
+from medclip.models.patches import fingerprint
+from medclip.types import Preprocess, Tokenizer, UserError
 
 NAMES = sorted(path.stem for path in (CONF / "eval").glob("*.yaml") if "\nroot: " in path.read_text())
 REAL = Path(__file__).parents[2] / "shared/data"
@@ -52,11 +53,13 @@ def paint(path: Path, number: int) -> str:
 class GreyClip(nn.Module):
     """Sees a picture's grey, and knows what each text means."""
 
+    tokenizer: Tokenizer
+
     def __init__(self, meaning: dict[str, int]) -> None:
         super().__init__()
         self.preprocess = Preprocess(size=(8, 8))
         self.meaning = meaning
-        self.tokenizer = self
+        self.__dict__["tokenizer"] = self  # not as a part of itself
         self.context_length = 1
         self.device = torch.device("cpu")
 
@@ -289,6 +292,72 @@ def test_classification(only: Callable[..., DictConfig], name: str) -> None:
     [result] = evaluate_checkpoint(GreyClip(meaning), build_evals(cfg)).values()
     assert result.metrics["acc1"] == pytest.approx(len(labels) / (len(labels) + 1), abs=1e-12)
     assert result.skipped == {}
+
+
+def test_mixed_tiles_of_osteo_are_viable(only: Callable[..., DictConfig]) -> None:
+    cfg = only("osteo")
+    folders = ["Non-Tumor", "Non-Viable-Tumor", "Viable", "viable: non-viable"]
+    for n, folder in enumerate(folders):
+        paint(Path(cfg.evals.osteo.root) / folder / f"{n}.jpg", n)
+    [result] = evaluate_checkpoint(GreyClip({}), build_evals(cfg)).values()
+    assert isinstance(result.details, ClassificationDetails)
+    support = dict(zip(result.details.classes, result.details.support, strict=True))
+    assert support == {"Non-Tumor": 1, "Non-Viable-Tumor": 1, "Viable": 2}
+
+
+# A slide's row in the table of its set, by label and number; and rows that are none of the evaluation's slides.
+SLIDES: dict[str, tuple[Callable[[str, int], dict[str, Any]], list[dict[str, Any]]]] = {
+    "camelyon16": (lambda label, n: {"slide": f"test_00{n}", "label": label, "kind": "None", "size": "None"}, []),
+    "camelyon17": (
+        lambda label, n: {"patient": f"patient_{n:03d}_node_0.tif", "stage": label},
+        [{"patient": "patient_000.zip", "stage": "pN0"}],
+    ),
+    "bracs": (
+        lambda label, n: {
+            "WSI Filename": f"BRACS_{n}",
+            "Patient Id": n,
+            "RoI": 0,
+            "WSI label": {"BT": ("N", "PB", "UDH"), "AT": ("FEA", "ADH"), "MT": ("DCIS", "IC")}[label][n % 2],
+            "Set": "Testing",
+        },
+        [{"WSI Filename": "BRACS_99", "Patient Id": 99, "RoI": 0, "WSI label": "N", "Set": "Training"}],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SLIDES)
+def test_slides(only: Callable[..., DictConfig], name: str) -> None:
+    cfg = only(name)
+    node = cfg.evals[name]
+    row, outside = SLIDES[name]
+    classes = {str(label): list(names) for label, names in node.classes.items()}
+    labels = [*classes, next(iter(classes))]
+    rows = [row(label, n) for n, label in enumerate(labels)]
+    table = Path(node.data.table)
+    if "header" in node.data:
+        table.parent.mkdir(parents=True)
+        pd.DataFrame(rows)[list(node.data.header)].to_csv(table, header=False, index=False)
+    else:
+        write_rows(table, outside + rows)
+    numbers = [*range(len(classes)), 1]
+    meaning = {
+        fill(t, own): number for number, names in enumerate(classes.values()) for own in names for t in node.templates
+    }
+    clip = GreyClip(meaning)
+    folder = Path(node.data.features) / "20x_256px_0px_overlap/features_x"
+    folder.mkdir(parents=True)
+    slides = [(next(iter(own.values())), n) for own, n in zip(rows, numbers, strict=True)]
+    for slide, number in [*slides, *((next(iter(own.values())), 2) for own in outside)]:
+        with h5py.File(folder / f"{str(slide).removesuffix('.tif')}.h5", "w") as file:
+            # Patches that look like nothing, and one of a class.
+            file["features"] = np.eye(NOTHING + 1, dtype=np.float32)[[NOTHING, NOTHING, number, NOTHING]]
+            file["features"].attrs["weights"] = fingerprint(clip, clip.preprocess)
+            file["coords"] = np.arange(8).reshape(4, 2) * 256
+            file["coords"].attrs["patch_size_level0"] = 256
+    check_evals(cfg)
+    [result] = evaluate_checkpoint(clip, build_evals(cfg)).values()
+    assert result.metrics["acc1"] == pytest.approx(len(classes) / len(labels), abs=1e-12)
+    assert len(result.outcomes.keys) == len(labels) and len(set(result.outcomes.groups)) == len(labels)
 
 
 @pytest.mark.parametrize("name", by_kind("MultiLabel"))

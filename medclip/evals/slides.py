@@ -98,16 +98,16 @@ def left_out(data: EvalData) -> dict[str, int]:
 
 def picture(values: Float[np.ndarray, " n"], coords: Int[np.ndarray, "n 2"], side: float) -> bytes:
     """A small JPEG of a slide's map, values 0 to 1 from dark to bright on white: what the report shows of a slide."""
-    least = coords.min(axis=0)
-    extent = (coords.max(axis=0) - least + side).astype(np.float64)
-    scale = THUMBNAIL / extent.max()
-    width, height = (max(2, round(float(part) * scale)) for part in extent)
+    least, most = coords.min(axis=0), coords.max(axis=0) + side
+    span = float((most - least).max())
+    scale = THUMBNAIL / span
+    start = (least + most - span) / 2  # of a square around all of them
     colours = cv2.cvtColor(
         cv2.applyColorMap((np.clip(values, 0, 1) * 255).astype(np.uint8)[:, None], cv2.COLORMAP_VIRIDIS),
         cv2.COLOR_BGR2RGB,
     )[:, 0]
-    pixels = np.full((height, width, 3), 255, np.uint8)
-    for (x, y), colour in zip((coords - least) * scale, colours, strict=True):
+    pixels = np.full((THUMBNAIL, THUMBNAIL, 3), 255, np.uint8)
+    for (x, y), colour in zip((coords - start) * scale, colours, strict=True):
         left, top = round(float(x)), round(float(y))
         right, bottom = max(left + 1, round(float(x + side * scale))), max(top + 1, round(float(y + side * scale)))
         pixels[top:bottom, left:right] = colour

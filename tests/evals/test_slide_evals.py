@@ -23,7 +23,7 @@ from medclip.evals.slide import SlideDetails, SlideZeroShot
 from medclip.evals.slide_map import SlideMap, dice_at, map_outcomes
 from medclip.evals.slide_retrieval import SlideRetrieval, average_precision, by_slide, by_text, chance_precision
 from medclip.models.patches import fingerprint
-from medclip.types import Preprocess, UserError
+from medclip.types import Preprocess, Tokenizer, UserError
 
 DIM, SIDE, GRID = 16, 64, 12
 WORDS = ["tumour", "normal", "carcinoma", "benign", "odd"]
@@ -42,7 +42,8 @@ class AxisClip(nn.Module):
 
     def __init__(self, skill: float = 1.0) -> None:
         super().__init__()
-        self.preprocess, self.tokenizer = Preprocess(size=(8, 8)), FirstWord()
+        self.preprocess = Preprocess(size=(8, 8))
+        self.tokenizer: Tokenizer = FirstWord()
         self.axes = nn.Parameter(torch.eye(DIM)[[0, 1, 0, 1, 1]] * skill + torch.eye(DIM)[2] * (1 - skill))
 
     @property
@@ -71,7 +72,8 @@ def cohort(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     def make(weights: str | None = None, slides: int = 24) -> dict[str, Any]:
         rng = np.random.default_rng(0)
         folder, masks = tmp_path / "x" / "features_axis", tmp_path / "masks"
-        folder.mkdir(parents=True), masks.mkdir()
+        folder.mkdir(parents=True)
+        masks.mkdir()
         mark = fingerprint(AxisClip(), AxisClip().preprocess) if weights is None else weights
         rows = []
         for number in range(slides):

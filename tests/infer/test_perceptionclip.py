@@ -20,7 +20,7 @@ from medclip.infer.perceptionclip import (
     states,
 )
 from medclip.infer.zeroshot import ensemble, prompt_features
-from medclip.types import Preprocess, UserError
+from medclip.types import Preprocess, Tokenizer, UserError
 
 VARIANTS: tuple[Variant, ...] = ("with_y", "without_y")
 
@@ -113,7 +113,8 @@ class WordClip:
     device = torch.device("cpu")
 
     def __init__(self) -> None:
-        self.preprocess, self.tokenizer = Preprocess(), Words()
+        self.preprocess = Preprocess()
+        self.tokenizer: Tokenizer = Words()
         self.vectors = unit(64, 32, seed=5).float()
 
     def encode_text(self, text: Tensor) -> Tensor:
