@@ -45,6 +45,20 @@ LABELS = {
     "image_retrieval_recall@5": "text→image R@5",
     "image_retrieval_recall@10": "text→image R@10",
     "image_retrieval_median_rank": "text→image median rank",
+    "slide_to_slide_map": "slide→slide mAP",
+    "slide_to_slide_mmv@5": "slide→slide mMV@5",
+    "class_to_slide_map": "class→slide mAP",
+    **{f"slide_to_slide_recall@{k}": f"slide→slide R@{k}" for k in (1, 3, 5)},
+    **{f"text_to_slide_recall@{k}": f"text→slide R@{k}" for k in (1, 3, 5)},
+    "median_over_prompts": "balanced accuracy, median over prompt draws",
+    "lower_quartile_over_prompts": "balanced accuracy, lower quartile over prompt draws",
+    "upper_quartile_over_prompts": "balanced accuracy, upper quartile over prompt draws",
+    **{f"auroc_{pool}": f"macro AUROC {pool}" for pool in ("top-1", "top-5", "top-10", "top-50", "top-100", "mean")},
+    "patch_auroc": "patch AUROC",
+    "pixel_auroc": "pixel AUROC",
+    "pooled_patch_auroc": "patch AUROC, all slides' patches together",
+    "dice": "Dice",
+    "best_dice": "Dice at the best threshold (a bound)",
 }
 
 
