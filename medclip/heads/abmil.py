@@ -10,7 +10,7 @@ from __future__ import annotations
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from medclip.heads.pooled import Pooled, by_rows, shares
+from medclip.heads.pooled import Pooled, by_rows, pool, shares
 from medclip.heads.scores import Scores, embedding
 
 
@@ -48,5 +48,5 @@ class Abmil(nn.Module):
     ) -> Pooled:
         h = by_rows(self.embed, bag)
         attention = shares(self.scores(h), real)
-        slide = (attention.to(h.dtype) @ h).squeeze(1)
+        slide = pool(attention, h).squeeze(1)
         return Pooled(self.classifier(slide), attention, slide, slide.new_zeros(len(slide), 0))

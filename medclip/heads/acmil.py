@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from medclip.heads.pooled import Pooled, by_rows, shares, some
+from medclip.heads.pooled import Pooled, by_rows, pool, shares, some
 from medclip.heads.scores import Scores, embedding
 from medclip.types import UserError
 
@@ -84,10 +84,10 @@ class Acmil(nn.Module):
         if self.training and self.masked:
             scores = self._mask(scores, some(real))
         attention = shares(scores, real)
-        tokens = attention.to(h.dtype) @ h  # (b, tokens, hidden)
+        tokens = pool(attention, h)  # (b, tokens, hidden)
         slide = tokens.mean(1)  # the mean attention's sum over the patches
         logits = self.classifier(slide)
-        of_branches = diversity = logits.new_zeros(len(h))
+        of_branches = diversity = logits.new_zeros(len(bag))
         if self.branches:
             found = torch.stack([branch(tokens[:, t]) for t, branch in enumerate(self.branches)], 1)
             of_branches = found.sum((1, 2)) * 0  # each has a gradient, as training on several ranks needs it

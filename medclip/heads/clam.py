@@ -17,13 +17,14 @@ ones (left out), bags of fewer than k patches (all of them).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from medclip.heads.pooled import Pooled, by_rows, shares, some
+from medclip.heads.pooled import Pooled, by_rows, pool, shares, some, take
 from medclip.heads.scores import Scores, embedding
 from medclip.types import UserError
 
@@ -85,17 +86,17 @@ class Clam(nn.Module):
         h = by_rows(self.embed, bag)
         scores = self.scores(h)
         attention = shares(scores, real)
-        slides = attention.to(h.dtype) @ h  # (b, 1 or outputs, hidden)
+        slides = pool(attention, h)  # (b, 1 or outputs, hidden)
         if self.each:
             logits = (slides * self.classifier.weight).sum(2) + self.classifier.bias
         else:
             logits = self.classifier(slides.squeeze(1))
-        extra = logits.new_zeros(len(h)) if label is None else self._teach(h, scores.detach(), some(real), label)
+        extra = logits.new_zeros(len(bag)) if label is None else self._teach(h, scores.detach(), some(real), label)
         return Pooled(logits, attention, slides.mean(1), extra.unsqueeze(1))
 
     def _teach(
         self,
-        h: Float[Tensor, "b n hidden"],
+        h: Sequence[Float[Tensor, "b r hidden"]],
         scores: Float[Tensor, "b k n"],
         real: Bool[Tensor, "b n"],
         label: Float[Tensor, "b outputs"],
@@ -113,11 +114,11 @@ class Clam(nn.Module):
         return (of_class * inside + of_others * outside).sum(1) / (inside + outside).sum(1).clamp(min=1)
 
     def _judge(
-        self, h: Float[Tensor, "b n hidden"], scores: Float[Tensor, "b k n"], real: Bool[Tensor, "b n"]
+        self, h: Sequence[Float[Tensor, "b r hidden"]], scores: Float[Tensor, "b k n"], real: Bool[Tensor, "b n"]
     ) -> tuple[Float[Tensor, "b outputs s 2"], Bool[Tensor, "b k s"]]:
         """What each classifier says of the patches of the highest scores, and which of these are no padding."""
-        found = scores.masked_fill(~real.unsqueeze(1), -torch.inf).topk(min(self.k_sample, h.shape[1]), 2)
-        patches = h[torch.arange(len(h), device=h.device)[:, None, None], found.indices]  # (b, k, s, hidden)
+        found = scores.masked_fill(~real.unsqueeze(1), -torch.inf).topk(min(self.k_sample, real.shape[1]), 2)
+        patches = take(h, found.indices.flatten(1)).unflatten(1, found.indices.shape[1:])  # (b, k, s, hidden)
         said = self.instances(patches).unflatten(3, (-1, 2))  # (b, k, s, outputs, 2): by each output's classifier
         if not self.each:
             return said.squeeze(1).transpose(1, 2), found.values > -torch.inf

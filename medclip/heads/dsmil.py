@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from medclip.heads.pooled import Pooled, by_rows, shares, some, widened
+from medclip.heads.pooled import Pooled, by_rows, pool, shares, some, widened
 
 
 class Dsmil(nn.Module):
@@ -53,12 +53,11 @@ class Dsmil(nn.Module):
     def forward(
         self, bag: Float[Tensor, "b n dim"], real: Bool[Tensor, "b n"], label: Float[Tensor, "b c"] | None = None
     ) -> Pooled:
-        each = by_rows(self.instance, bag)  # (b, n, outputs)
+        each = torch.cat(by_rows(self.instance, bag), 1)  # (b, n, outputs)
         highest, critical = each.masked_fill(~some(real).unsqueeze(2), -torch.inf).max(1)
         asking = self.query(widened(bag[torch.arange(len(bag), device=bag.device)[:, None], critical]))
-        queries = by_rows(self.query, bag)
+        queries = torch.cat(by_rows(self.query, bag), 1)
         attention = shares(asking @ queries.transpose(1, 2) / queries.shape[2] ** 0.5, real)
-        values = widened(bag) if self.value is None else by_rows(self.value, bag)
-        slides = attention.to(values.dtype) @ values  # (b, outputs, dim)
+        slides = pool(attention, by_rows(nn.Identity() if self.value is None else self.value, bag))
         logits = (highest + self.classifier(slides.flatten(1))) / 2
         return Pooled(logits, attention, slides.mean(1), slides.new_zeros(len(slides), 0))

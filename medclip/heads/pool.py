@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from medclip.heads.pooled import Pooled, by_rows, shares, some
+from medclip.heads.pooled import Pooled, by_rows, pool, shares, some, take
 from medclip.heads.scores import embedding
 
 
@@ -35,8 +35,8 @@ class MeanPool(nn.Module):
         self, bag: Float[Tensor, "b n dim"], real: Bool[Tensor, "b n"], label: Float[Tensor, "b c"] | None = None
     ) -> Pooled:
         h = by_rows(self.embed, bag)
-        attention = shares(h.new_zeros(len(h), 1, h.shape[1]), real)
-        slide = (attention.to(h.dtype) @ h).squeeze(1)
+        attention = shares(torch.zeros_like(real, dtype=h[0].dtype).unsqueeze(1), real)
+        slide = pool(attention, h).squeeze(1)
         return Pooled(self.classifier(slide), attention, slide, slide.new_zeros(len(slide), 0))
 
 
@@ -64,7 +64,7 @@ class MaxPool(nn.Module):
         self, bag: Float[Tensor, "b n dim"], real: Bool[Tensor, "b n"], label: Float[Tensor, "b c"] | None = None
     ) -> Pooled:
         h = by_rows(self.embed, bag)
-        each = self.classifier(h)  # (b, n, outputs)
+        each = torch.cat([self.classifier(part) for part in h], 1)  # (b, n, outputs)
         logits, best = each.masked_fill(~some(real).unsqueeze(2), -torch.inf).max(1)
-        slide = h[torch.arange(len(h), device=h.device)[:, None], best].mean(1)
+        slide = take(h, best).mean(1)
         return Pooled(logits, shares(each.detach().transpose(1, 2), real), slide, slide.new_zeros(len(slide), 0))

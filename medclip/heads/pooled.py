@@ -10,11 +10,11 @@ Without labels, the auxiliary losses that need them are 0. A row of `real` witho
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -45,23 +45,41 @@ def shares(scores: Float[Tensor, "b k n"], real: Bool[Tensor, "b n"]) -> Float[T
     return scores.masked_fill(~some(real).unsqueeze(1), -torch.inf).softmax(2)
 
 
-def by_rows(layers: Callable[[Tensor], Tensor], x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n e"]:
-    """`layers(x)`, made anew in the backward pass where a bag has more than ROWS patches.
+def by_rows(layers: Callable[[Tensor], Tensor], x: Tensor | Sequence[Tensor]) -> tuple[Float[Tensor, "b r e"], ...]:
+    """`layers(x)` in stretches of ROWS patches, made anew in the backward pass where there are several.
 
-    Of what the layers compute on the way, only one stretch of rows is in memory at any time.
+    So of what the layers compute on the way, only one stretch is in memory at any time; and gradients of stretches that
+    are never joined are never added up at the size of the bag.
 
     Args:
         layers: works on each patch by itself.
-        x: patches; of any float type, which the layers see as float32.
+        x: patches (b, n, d), or stretches of them (b, r, d); of any float type, half precision as float32.
     """
-    if x.shape[1] <= ROWS:
-        return layers(widened(x))
 
     def stretch(part: Tensor) -> Tensor:
         return layers(widened(part))
 
-    parts = [checkpoint(stretch, part, use_reentrant=False) for part in x.split(ROWS, 1)]
-    return torch.cat(parts, 1)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    parts = x.split(ROWS, 1) if isinstance(x, Tensor) else x
+    if len(parts) == 1:
+        return (stretch(parts[0]),)
+    return tuple(checkpoint(stretch, part, use_reentrant=False) for part in parts)  # pyright: ignore
+
+
+def pool(attention: Float[Tensor, "b k n"], parts: Sequence[Float[Tensor, "b r e"]]) -> Float[Tensor, "b k e"]:
+    """The sums of the patches, weighted by each attention."""
+    shares = attention.to(parts[0].dtype).split(ROWS, 2)
+    return torch.stack([share @ part for share, part in zip(shares, parts, strict=True)]).sum(0)
+
+
+def take(parts: Sequence[Float[Tensor, "b r e"]], index: Int64[Tensor, "b k"]) -> Float[Tensor, "b k e"]:
+    """The patches of these numbers."""
+    rows = torch.arange(len(index), device=index.device).unsqueeze(1)
+    found = []
+    for i, part in enumerate(parts):
+        local = index - i * ROWS
+        inside = (local >= 0) & (local < part.shape[1])
+        found.append(part[rows, local.clamp(0, part.shape[1] - 1)] * inside.unsqueeze(2))
+    return torch.stack(found).sum(0)
 
 
 def widened(x: Tensor) -> Tensor:

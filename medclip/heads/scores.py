@@ -10,6 +10,9 @@ V, U and w have biases, as in all published code; the paper has none.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -22,7 +25,7 @@ def embedding(dim: int, hidden: int, dropout: float = 0.0) -> nn.Sequential:
 
 
 class Scores(nn.Module):
-    """(b, n, dim) -> unnormalised attention (b, k, n).
+    """Stretches of patches (b, r, dim) -> unnormalised attention (b, k, n).
 
     Args:
         dim: numbers a patch has.
@@ -38,8 +41,8 @@ class Scores(nn.Module):
         self.gate = nn.Sequential(nn.Linear(dim, hidden), nn.Sigmoid(), nn.Dropout(dropout)) if gated else None
         self.score = nn.Linear(hidden, k)
 
-    def forward(self, x: Float[Tensor, "b n dim"]) -> Float[Tensor, "b k n"]:
-        return by_rows(self._each, x).transpose(1, 2)
+    def forward(self, parts: Sequence[Float[Tensor, "b r dim"]]) -> Float[Tensor, "b k n"]:
+        return torch.cat(by_rows(self._each, parts), 1).transpose(1, 2)
 
     def _each(self, x: Float[Tensor, "b n dim"]) -> Float[Tensor, "b n k"]:
         value = self.value(x)

@@ -19,10 +19,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from medclip.heads.nystrom import NystromLayer
+from medclip.heads import pooled
+from medclip.heads.nystrom import NystromLayer, kept
 from medclip.heads.pooled import Pooled, by_rows, some
 from medclip.heads.scores import embedding
 from medclip.types import UserError
+
+_EDGE = 3  # rows and columns that PPEG looks to each side
 
 
 class TransMil(nn.Module):
@@ -89,8 +92,8 @@ class TransMil(nn.Module):
         n = len(patches)
         side = math.isqrt(n - 1) + 1
         again = side * side - n
-        h = by_rows(self.embed, patches.unsqueeze(0)).squeeze(0)
-        h = torch.cat([self.token.to(h.dtype), h, h[:again]])
+        h = [part.squeeze(0) for part in by_rows(self.embed, patches.unsqueeze(0))]
+        h = torch.cat([self.token.to(h[0].dtype), *h, h[0][:again]])
         h = self.layers[0](h)
         h = self.position(h, side)
         found, share = self.layers[1].first(h)  # pyright: ignore[reportCallIssue]
@@ -119,6 +122,17 @@ class Ppeg(nn.Module):
             kernel = kernel + F.pad(own.weight, (k, k, k, k))  # pyright: ignore
             bias = bias + own.bias  # pyright: ignore
         kernel = kernel + F.pad(torch.ones_like(bias)[:, None, None, None], (3, 3, 3, 3))  # pyright: ignore
-        square = x[1:].T.unflatten(1, (side, side)).unsqueeze(0)
-        seen = F.conv2d(square, kernel, bias, padding=3, groups=x.shape[1])  # pyright: ignore
-        return torch.cat([x[:1], seen.squeeze(0).flatten(1).T.to(x.dtype)])
+        bands = x[1:].unflatten(0, (side, side)).split(max(_EDGE, pooled.ROWS // side))
+        run = kept(len(bands))
+        seen = []
+        for i, band in enumerate(bands):
+            above = bands[i - 1][-_EDGE:] if i else band[:0]
+            below = bands[i + 1][:_EDGE] if i + 1 < len(bands) else band[:0]
+            seen.append(run(self._band, above, band, below, kernel, bias).to(x.dtype))
+        return torch.cat([x[:1], *seen])
+
+    def _band(self, above: Tensor, band: Tensor, below: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+        """Rows of the square (r, side, dim), between those above and below, to patches (r * side, dim)."""
+        rows = torch.cat([above, band, below]).permute(2, 0, 1).unsqueeze(0)
+        rows = F.pad(rows, (_EDGE, _EDGE, _EDGE - len(above), _EDGE - len(below)))
+        return F.conv2d(rows, kernel, bias, groups=len(bias)).squeeze(0).permute(1, 2, 0).flatten(0, 1)

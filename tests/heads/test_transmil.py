@@ -104,7 +104,7 @@ def test_stretches_of_rows_change_nothing(n: int, paper: str | None, monkeypatch
 
 def test_ppeg_is_three_convolutions_and_what_there_was() -> None:
     torch.manual_seed(0)
-    made, x = Ppeg(WIDTH).double(), rows(26)
+    made, x = Ppeg(WIDTH).double(), rows(26)  # 5 x 5
     square = x[1:].reshape(5, 5, WIDTH).permute(2, 0, 1)[None]
     expected = square + sum(convolve(square) for convolve in made.convolutions)
     found = made(x, 5)
