@@ -130,6 +130,8 @@ def test_pickles_small_and_survives_fork():
     with multiprocessing.get_context("fork").Pool(2) as pool:
         for part in pool.map(_tokenize, [HARD[3:9], HARD[3:9]]):
             assert part == REFERENCE(HARD[3:9]).tolist()
+        pool.close()  # not ended by a signal, which a child whose parent has a handler for it may outlive
+        pool.join()
 
 
 def test_hub_tokenizer_is_open_clips(bert_folder: Path, no_network: None):

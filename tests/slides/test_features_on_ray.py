@@ -29,9 +29,11 @@ def cluster():
         # Workers import the tests, as a user's workers import what is installed.
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
         # Ray takes our word for the GPUs, and hands their numbers out.
+        before = signal.getsignal(signal.SIGTERM)
         ray.init(num_cpus=2, num_gpus=2, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
         yield ray
         ray.shutdown()
+        signal.signal(signal.SIGTERM, before)  # Ray leaves its own, which forked children of later tests would have
 
 
 class Watched(ToyEncoder):

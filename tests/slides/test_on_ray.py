@@ -28,9 +28,11 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         # Workers import the tests, as a user's workers import what is installed.
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        before = signal.getsignal(signal.SIGTERM)
         ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
         yield ray
         ray.shutdown()
+        signal.signal(signal.SIGTERM, before)  # Ray leaves its own, which forked children of later tests would have
 
 
 def work(entry: Entry, progress: Any, output: Output, folder: Path) -> dict[str, Any]:
