@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 ROWS = 8192  # patches that are worked on at a time where memory would otherwise grow with the bag
+KEPT = 4  # stretches of ROWS up to which what is computed on the way is kept, since memory is no matter yet
 
 
 class Pooled(NamedTuple):
@@ -46,10 +47,10 @@ def shares(scores: Float[Tensor, "b k n"], real: Bool[Tensor, "b n"]) -> Float[T
 
 
 def by_rows(layers: Callable[[Tensor], Tensor], x: Tensor | Sequence[Tensor]) -> tuple[Float[Tensor, "b r e"], ...]:
-    """`layers(x)` in stretches of ROWS patches, made anew in the backward pass where there are several.
+    """`layers(x)` in stretches of ROWS patches, made anew in the backward pass where there are more than KEPT.
 
-    So of what the layers compute on the way, only one stretch is in memory at any time; and gradients of stretches that
-    are never joined are never added up at the size of the bag.
+    So of what the layers compute on the way, only one stretch of a long bag is in memory at any time; and gradients of
+    stretches that are never joined are never added up at the size of the bag.
 
     Args:
         layers: works on each patch by itself.
@@ -60,8 +61,8 @@ def by_rows(layers: Callable[[Tensor], Tensor], x: Tensor | Sequence[Tensor]) ->
         return layers(widened(part))
 
     parts = x.split(ROWS, 1) if isinstance(x, Tensor) else x
-    if len(parts) == 1:
-        return (stretch(parts[0]),)
+    if len(parts) <= KEPT:
+        return tuple(stretch(part) for part in parts)
     return tuple(checkpoint(stretch, part, use_reentrant=False) for part in parts)  # pyright: ignore
 
 
