@@ -69,9 +69,9 @@ def test_one_patch_equal_patches_and_no_patch_have_finite_gradients(name: str, b
 
 @pytest.mark.parametrize("name", HEADS)
 def test_a_long_bag_is_worked_on_by_rows_with_the_same_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    bag, label = bag_of(70, 2), one_hot(0, 2)
+    bag, label = bag_of(170, 2), one_hot(0, 2)
     found = []
-    for rows in (pooled.ROWS, 32, 8):  # one stretch, several that are kept, several that are made anew
+    for rows in (pooled.ROWS, 48, 32):  # one stretch, several that are kept, several that are made anew
         monkeypatch.setattr(pooled, "ROWS", rows)
         head = head_of(name).eval()
         out = head(bag, all_real(bag), label)
