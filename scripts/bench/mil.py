@@ -7,8 +7,9 @@ peer is the training loop of CLAM's repository (arXiv:2004.09666), written anew:
 file at each step (no worker processes where there is no GPU, as it has it), chunks of one row, as TRIDENT writes them;
 CLAM-SB with one classifier of patches a class and what they say brought to numpy, `.item()` at each loss, accuracies
 counted with numpy, a line printed each 20 slides. ABMIL is its loop without instance loss. Both hold the same weights
-and see the same slides in the same order, on one thread; without dropout the losses of the first three steps must agree
-to 1e-5, or there is no ratio.
+and see the same slides in the same order, on one thread; without dropout the first loss must agree to 1e-5 and those of
+later steps to 1 %, or there is no ratio. (ABMIL's agree to 1e-6 throughout. CLAM's drift apart by up to 0.3 %: of many
+random patches with nearly the same attention, rounding decides which eight are the highest.)
 
 `mil_abmil`, `mil_clam`: whole steps, of epochs after the first, in which ours has read all slides. `mil_reading`: the
 same without the model, which is what a step costs where a device makes the model's part small. `mil_reading_pt`: the
@@ -262,7 +263,7 @@ def check(experiment: Experiment) -> list[str]:
     losses = list(train_published(model, Slides(experiment.folder, clock.keys).loader()))
     apart = [abs(a - b) / abs(b) for a, b in zip(clock.losses, losses, strict=True)]
     print(f"losses without dropout, ours and {PEER}: {clock.losses} {losses}", flush=True)
-    if max(apart[:3]) > 1e-5:
+    if apart[0] > 1e-5 or max(apart) > 1e-2:
         sys.exit("mil: the losses differ, so the speeds do not compare")
     return clock.keys
 
