@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -181,7 +182,6 @@ def _labelled(found: Collected, classes: dict[str, list[str]]) -> Labelled:
 
 
 def _part(found: Collected, rows: Int[np.ndarray, " k"]) -> Collected:
-    keys, groups, labels, captions, thumbnails = (
-        [own[i] for i in rows] for own in (found.keys, found.groups, found.labels, found.captions, found.thumbnails)
-    )
-    return Collected(found.features[rows], keys, groups, labels, captions, thumbnails, dict(found.skipped))
+    lists = ("keys", "groups", "labels", "captions", "thumbnails", "raw")
+    own: dict[str, Any] = {name: [getattr(found, name)[i] for i in rows] for name in lists}
+    return Collected(found.features[rows], **own, skipped=dict(found.skipped))
