@@ -35,10 +35,6 @@ def page_of_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     thread.join()
 
 
-# OpenSeadragon's note on a tile that comes after another slide was chosen: nothing is amiss.
-LATE = "Ignoring tile %s loaded before reset"
-
-
 @pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None:
@@ -50,18 +46,31 @@ def browser():
         chromium.close()
 
 
+class Faults:
+    """What the page said, but for OpenSeadragon's note on a tile that comes after another slide was chosen."""
+
+    def __init__(self, said: list[str]) -> None:
+        self.said = said
+
+    def __len__(self) -> int:
+        return sum(not text.startswith("Ignoring tile %s loaded before reset") for text in self.said)
+
+    def __repr__(self) -> str:
+        return repr(self.said)
+
+
 def opened(browser, address: str, width: int, scheme: str):
     context = browser.new_context(
         viewport={"width": width, "height": 850}, color_scheme=scheme, reduced_motion="reduce"
     )
     page = context.new_page()
     said, asked = [], []
-    page.on("console", lambda message: None if message.text.startswith(LATE) else said.append(message.text))
+    page.on("console", lambda message: said.append(f"{message.text} {message.location['url']}"))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(f"{address}?token={TOKEN}")
     page.wait_for_selector(".pane[aria-busy=false]")
-    return page, said, asked
+    return page, Faults(said), asked
 
 
 CENTRE = """() => { const view = window.medclip.panes[0].viewer.viewport, middle = view.getCenter(false);

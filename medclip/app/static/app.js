@@ -230,8 +230,9 @@ function fields() {
 }
 
 async function draw() {
-  if (!state.slide) return;
-  const turn = ++state.asked, slide = state.slide, queries = wanted(), begun = performance.now();
+  const queries = wanted();
+  if (!state.slide || queries.some(query => query.prompt === "")) return;  // a text is still being typed
+  const turn = ++state.asked, slide = state.slide, begun = performance.now();
   complain(null);
   say("Looking…");
   try {
