@@ -64,7 +64,7 @@ def refuse_another(
     own = text(found.get("name"))
     if own and not known and own not in (name, slide.path.stem, slide.path.name):
         raise SlideError(f"{path}: features of slide {own!r}, not of {name!r}: {remedy}")
-    size = _size(found)
+    size = level0_size(found)
     if size is not None and any(abs(a - b) > slack for a, b, slack in zip(size[0], slide.size, size[1], strict=True)):
         raise SlideError(
             f"{path}: features of a slide of {size[0][0]:.0f} x {size[0][1]:.0f} pixels, {name} has "
@@ -85,7 +85,7 @@ def text(value: Any) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def _size(found: Mapping[str, Any]) -> tuple[tuple[float, float], tuple[float, float]] | None:
+def level0_size(found: Mapping[str, Any]) -> tuple[tuple[float, float], tuple[float, float]] | None:
     """Level 0 as TRIDENT says it, or CLAM by its level and downsample, and how far rounding may have it off."""
     if "level0_width" in found and "level0_height" in found:
         return (float(found["level0_width"]), float(found["level0_height"])), (0.5, 0.5)

@@ -12,7 +12,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from importlib import resources
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
 from fastapi import FastAPI
@@ -39,7 +39,6 @@ _FILES = {
 }
 _KEEP = {"Cache-Control": "private, max-age=3600"}
 _FRESH = {"Cache-Control": "no-store"}
-V = TypeVar("V")
 
 
 def make_app(
@@ -68,9 +67,6 @@ def make_app(
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     _say_errors(app)
     _serve_files(app)
-
-    async def think(work: Callable[[], V]) -> V:
-        return await thinking.run(work)
 
     def wanted(name: str, model: str, prompt: str | None, against: str | None) -> Wanted:
         texts = [" ".join(text.split()) if text else None for text in (prompt, against)]
@@ -110,19 +106,19 @@ def make_app(
 
     @app.get("/api/slides/{name}/near")
     async def near(name: str, model: str, x: int, y: int) -> Response:
-        found = await think(lambda: viewer.near(name, model, x, y))
+        found = await thinking.run(lambda: viewer.near(name, model, x, y))
         return _json({key: _plain(value) for key, value in found.items()})
 
     @app.get("/api/slides/{name}/map")
     async def about_map(name: str, model: str, prompt: str | None = None, against: str | None = None) -> Response:
         which = wanted(name, model, prompt, against)
-        found, top = await think(lambda: ((one := viewer.map(which)).about(), (viewer.top(which), one)[0]))
+        found, top = await thinking.run(lambda: (viewer.map(which).about(), viewer.top(which)))
         return _json(found | {"top": _plain(top)})
 
     @app.get("/api/slides/{name}/map.png")
     async def overlay(name: str, model: str, prompt: str | None = None, against: str | None = None) -> Response:
         which = wanted(name, model, prompt, against)
-        png = await think(lambda: viewer.map(which).overlay())
+        png = await thinking.run(lambda: viewer.map(which).overlay())
         return Response(png, media_type="image/png", headers=_KEEP)
 
     @app.get("/api/slides/{name}/download")
@@ -132,7 +128,7 @@ def make_app(
         which = wanted(name, model, prompt, against)
         if kind not in DOWNLOADS:
             raise Refused(404, f"no such file: there are {', '.join(DOWNLOADS)}")
-        content = await think(lambda: viewer.file(which, kind))
+        content = await thinking.run(lambda: viewer.file(which, kind))
         file = f"{name}_{which.title[:60]}.{kind}".replace("/", "-")
         headers = _FRESH | {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(file)}"}
         return Response(content, media_type=DOWNLOADS[kind].media, headers=headers)

@@ -22,6 +22,7 @@ from medclip.data.bag_table import file_names
 from medclip.data.ledger import Bad
 from medclip.data.slide_labels import SlideLabels, Truth
 from medclip.types import Batch, Preprocess, UserError
+from slides.belongs import level0_size
 
 
 class SlideFeatures:
@@ -157,13 +158,8 @@ def provenance(path: str | Path) -> tuple[str, tuple[int, int] | None]:
     with h5py.File(path) as file:
         weights = file["features"].attrs.get("weights", "")
         own: dict[str, Any] = dict(file["coords"].attrs)
-        size = None
-        if "level0_width" in own and "level0_height" in own:
-            size = int(own["level0_width"]), int(own["level0_height"])
-        elif "level_dim" in own and "downsample" in own:
-            width, height = np.ravel(own["level_dim"])[:2] * np.ravel(own["downsample"])[:2]
-            size = round(float(width)), round(float(height))
-    return (weights if isinstance(weights, str) else ""), size
+    size = level0_size(own)
+    return (weights if isinstance(weights, str) else ""), size and (round(size[0][0]), round(size[0][1]))
 
 
 def _some(names: SlideLabels | Mapping[str, Any]) -> str:

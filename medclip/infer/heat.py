@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from medclip.infer.zeroshot import embed_texts, own_logit_scale
+from medclip.infer.zeroshot_slide import patch_scores
 from medclip.types import DualEncoder, UserError
 
-_ROWS = 65536  # patches that are compared with texts at a time
 _BAGS = 1024  # patches that are looked at alone at a time
 
 
@@ -112,10 +112,7 @@ class TextHeat:
                 f"{where}: features of {features.shape[1]} numbers, the checkpoint's texts have "
                 f"{self.texts.shape[1]}: extract them with encoder=clip and this checkpoint"
             )
-        rows = [
-            torch.nn.functional.normalize(r, dim=-1) @ self.texts.T for r in torch.from_numpy(features).split(_ROWS)
-        ]
-        scores = torch.cat(rows).numpy()
+        scores = patch_scores(torch.from_numpy(features), self.texts)
         if self.score == "softmax":
             return torch.from_numpy(scores * self.temperature).double().softmax(1)[:, 0].numpy()
         if self.signed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -13,11 +12,8 @@ import uvicorn
 from medclip.app.server import make_app
 from tests.app.viewer_toys import tiny_clip, toy_viewer, write_cohort
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-playwright = pytest.importorskip("playwright.sync_api")
 TOKEN = "a-token-of-a-test"
+LATE = "Ignoring tile %s loaded before reset"  # OpenSeadragon, where another slide is chosen: nothing is amiss
 
 
 @pytest.fixture(scope="module")
@@ -35,42 +31,23 @@ def page_of_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     thread.join()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield chromium
-        chromium.close()
-
-
-class Faults:
-    """What the page said, but for OpenSeadragon's note on a tile that comes after another slide was chosen."""
-
-    def __init__(self, said: list[str]) -> None:
-        self.said = said
-
-    def __len__(self) -> int:
-        return sum(not text.startswith("Ignoring tile %s loaded before reset") for text in self.said)
-
-    def __repr__(self) -> str:
-        return repr(self.said)
-
-
 def opened(browser, address: str, width: int, scheme: str):
     context = browser.new_context(
         viewport={"width": width, "height": 850}, color_scheme=scheme, reduced_motion="reduce"
     )
     page = context.new_page()
     said, asked = [], []
-    page.on("console", lambda message: said.append(f"{message.text} {message.location['url']}"))
+
+    def note(message) -> None:
+        if not message.text.startswith(LATE):
+            said.append(f"{message.text} {message.location['url']}")
+
+    page.on("console", note)
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(f"{address}?token={TOKEN}")
     page.wait_for_selector(".pane[aria-busy=false]")
-    return page, Faults(said), asked
+    return page, said, asked
 
 
 CENTRE = """() => { const view = window.medclip.panes[0].viewer.viewport, middle = view.getCenter(false);
